@@ -1,0 +1,118 @@
+"""The classifier of the tutorial: BERT, average over the word pieces, dropout, six sigmoids. Build, predict, weights in and out.
+
+Not here: where weights are kept (versions.py) and how they are learned (fine_tuning.py). What differs from the tutorial:
+the average leaves padding out, and comments are padded to their batch instead of the maximum length.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+import tf_keras
+
+from toxicity.encoder import load_encoder
+from toxicity.labels import LABELS
+from toxicity.tokenizer import TokenBatch, Tokenizer, batches_by_length
+
+FloatArray = npt.NDArray[np.float32]
+Weights = Mapping[str, FloatArray]
+
+BATCH_SIZE = 32
+DROPOUT_RATE = 0.2
+HEAD = "dense_output"
+COMMENTS_PER_PASS = 1024  # tokenized at once: keeps memory flat whatever a request's size
+
+
+class Classifier:
+    """One set of weights that answers. Its weights are set before it serves and never after (docs/decisions/0004)."""
+
+    def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
+        """Wrap a built Keras model; use build_classifier to get one."""
+        self.model = model
+        self.tokenizer = tokenizer
+        signature = [tf.TensorSpec((None, None), tf.int32) for _ in range(3)]
+        self._probabilities: Callable[..., Any] = tf.function(
+            lambda *inputs: model(list(inputs), training=False), input_signature=signature
+        )
+
+    def predict(self, comments: Sequence[str]) -> FloatArray:
+        """Return probabilities of shape (len(comments), 6), float32, columns in LABELS' order. Safe from several threads."""
+        probabilities = np.empty((len(comments), len(LABELS)), np.float32)
+        for start in range(0, len(comments), COMMENTS_PER_PASS):
+            encoded = [self.tokenizer.encode(comment) for comment in comments[start : start + COMMENTS_PER_PASS]]
+            for rows in batches_by_length([len(ids) for ids in encoded], BATCH_SIZE):
+                batch = self.tokenizer.pad([encoded[row] for row in rows])
+                probabilities[start + rows] = self.predict_batch(batch)
+        return probabilities
+
+    def predict_batch(self, batch: TokenBatch) -> FloatArray:
+        """Return probabilities of shape (comments, 6) for one padded batch."""
+        result: FloatArray = self._probabilities(*batch.inputs()).numpy()
+        return result
+
+    def variables(self) -> dict[str, Any]:
+        """Return every trainable variable by the name under which its values are kept."""
+        named: dict[str, Any] = {}
+        for variable in self.model.trainable_variables:
+            name = variable.name.removesuffix(":0")
+            named[name if name.startswith(HEAD) else f"encoder/{name}"] = variable
+        if len(named) != len(self.model.trainable_variables):
+            raise ValueError(
+                f"The encoder has {len(self.model.trainable_variables)} trainable variables but only {len(named)} different "
+                "names, so its weights cannot be kept by name. Export it again with distinct variable names."
+            )
+        return named
+
+    def weights(self) -> dict[str, FloatArray]:
+        """Return a copy of every weight by name."""
+        return {name: variable.numpy() for name, variable in self.variables().items()}
+
+    def set_weights(self, weights: Weights) -> None:
+        """Take over weights; only before the classifier serves.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a shape differs; nothing was changed then.
+        """
+        variables = self.variables()
+        if variables.keys() != weights.keys():
+            differing = sorted(variables.keys() ^ weights.keys())
+            raise ValueError(f"The weights are of another network: {len(differing)} names differ, the first is {differing[0]!r}.")
+        for name, variable in variables.items():
+            if tuple(variable.shape) != weights[name].shape:
+                raise ValueError(f"The weight {name!r} has shape {weights[name].shape}, expected {tuple(variable.shape)}.")
+        for name, variable in variables.items():
+            variable.assign(weights[name])
+
+    def fingerprint(self) -> str:
+        """Return a sha256 of what weights must agree with: names, shapes, vocabulary and case rule."""
+        described = {
+            "variables": [[name, *variable.shape] for name, variable in self.variables().items()],
+            "vocabulary": hashlib.sha256(self.tokenizer.vocabulary.file.read_bytes()).hexdigest(),
+            "lower_case": self.tokenizer.vocabulary.lower_case,
+        }
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def build_classifier(handle: str, data_dir: Path, max_length: int) -> Classifier:
+    """Build the network over an encoder handle, its head freshly drawn from a fixed seed.
+
+    Raises:
+        ValueError: the handle is no usable encoder (see load_encoder), or max_length is too small.
+    """
+    encoder = load_encoder(handle, data_dir)
+    tokenizer = Tokenizer(encoder.vocabulary, max_length)
+    word_ids, mask, segments = (
+        tf_keras.Input((None,), dtype=tf.int32, name=name) for name in ("input_word_ids", "input_mask", "segment_ids")
+    )
+    sequence_output = encoder.sequence_output(word_ids, mask, segments)
+    average = tf_keras.layers.GlobalAveragePooling1D()(sequence_output, mask=tf.cast(mask, tf.bool))
+    dropped = tf_keras.layers.Dropout(DROPOUT_RATE, seed=0)(average)
+    initializer = tf_keras.initializers.GlorotUniform(seed=0)
+    head = tf_keras.layers.Dense(len(LABELS), activation="sigmoid", name=HEAD, kernel_initializer=initializer)
+    model = tf_keras.Model([word_ids, mask, segments], head(dropped))
+    return Classifier(model, tokenizer)

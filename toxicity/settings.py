@@ -1,0 +1,100 @@
+"""Every setting: its environment variable, its default, its meaning. The only module that reads the environment.
+
+Read once, where a process, a job or a command begins, and passed on as one frozen value. README's table is printed from
+here by `python -m toxicity settings`.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def setting(default: Any, meaning: str, secret: bool = False) -> Any:
+    """Declare a setting: its default, the sentence for README's table, and whether its value is never shown."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "secret": secret})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of the backend, the worker and the commands. Times are in seconds, lengths in word pieces."""
+
+    host: str = setting("127.0.0.1", "Address that the backend listens on.")
+    port: int = setting(9090, "Port that the backend listens on.")
+    redis_url: str = setting("", "Redis to use, e.g. `redis://host:6379/0`. Empty: an embedded one, kept in `DATA_DIR`.")
+    data_dir: Path = setting(Path("data"), "Everything that is kept: versions, the encoder, the embedded Redis' files.")
+    encoder: str = setting("embedded", "BERT encoder: `embedded`, a SavedModel's folder, or a TensorFlow Hub URL.")
+    max_length: int = setting(128, "Word pieces of a comment that are read, `[CLS]` and `[SEP]` included.")
+    train_after: int = setting(16, "Train as soon as so many examples are new or changed.")
+    train_wait: int = setting(300, "Train at the latest so many seconds after the first of them; also the pause after a failure.")
+    train_epochs: int = setting(3, "Passes of one training run over its examples.")
+    learning_rate: float = setting(3e-5, "The encoder's peak learning rate; the head's is ten times as high.")
+    train_timeout: int = setting(7200, "Seconds after which a training run is ended.")
+    replay: int = setting(4, "Older examples that are learned again with each new one.")
+    keep_versions: int = setting(5, "Versions kept for each project, the live one among them.")
+    swap_poll: float = setting(2.0, "Seconds between two looks for a newly published version.")
+    threads: int = setting(16, "Requests that the backend answers at the same time.")
+    log_level: str = setting("INFO", "What is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`. Never a comment's text.")
+    label_studio_url: str = setting("", "Label Studio's address. With the key: START_TRAINING first takes over what it has.")
+    label_studio_api_key: str = setting("", "A Personal Access Token of Label Studio.", secret=True)
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ValueError: a value cannot work; the message names the variable, the value and what it takes.
+        """
+        at_least = {"port": 0, "max_length": 16, "train_after": 1, "train_wait": 0, "train_epochs": 1, "train_timeout": 1}
+        at_least |= {"replay": 0, "keep_versions": 2, "threads": 1}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name.upper()}={getattr(self, name)} is too small: use {least} or more.")
+        if self.port > 65535:
+            raise ValueError(f"PORT={self.port} is no port: use 0 to 65535.")
+        for name in ("learning_rate", "swap_poll"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name.upper()}={getattr(self, name)} is too small: use a number above 0.")
+        if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise ValueError(f"LOG_LEVEL={self.log_level!r} is unknown: use DEBUG, INFO, WARNING or ERROR.")
+        if bool(self.label_studio_url) != bool(self.label_studio_api_key):
+            given, missing = ("URL", "API_KEY") if self.label_studio_url else ("API_KEY", "URL")
+            raise ValueError(f"LABEL_STUDIO_{given} is set without LABEL_STUDIO_{missing}: set both or neither.")
+
+    def models_dir(self) -> Path:
+        """Return the folder that holds each project's versions."""
+        return self.data_dir / "models"
+
+
+def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read every setting, an empty variable counting as unset.
+
+    Raises:
+        ValueError: a value is of the wrong kind or out of range; the message names the variable.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        text = environment.get(field.name.upper(), "").strip()
+        if text:
+            values[field.name] = _parsed(field, text)
+    values["data_dir"] = Path(values.get("data_dir", Settings.data_dir)).expanduser().absolute()
+    return Settings(**values)
+
+
+def _parsed(field: "dataclasses.Field[Any]", text: str) -> Any:
+    kind: type[Any] = type(field.default)
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = {int: "a whole number", float: "a number"}[kind]
+        raise ValueError(f"{field.name.upper()}={text!r} is not {wanted}.") from None
+
+
+def settings_table() -> str:
+    """Return README's table of settings as Markdown."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(Settings):
+        default = f"`{field.default}`" if str(field.default) else ""
+        lines.append(f"| `{field.name.upper()}` | {default} | {field.metadata['meaning']} |")
+    return "\n".join(lines)
