@@ -1,0 +1,223 @@
+"""Annotation events and examples in Redis: what annotators decided, and what is new since a version.
+
+Not here: Label Studio's JSON (label_studio.py), and when to train (training_queue.py). The truth is each project's stream
+of events; a version's watermark is the id of the last event that it has learned. Every change is one Lua script, so an
+annotation and the request to train on it are written together or not at all.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+
+from toxicity.fine_tuning import LabelledComment
+from toxicity.label_studio import Annotation, Changes
+from toxicity.labels import LABELS
+
+BEGINNING = "0-0"  # the watermark of a version that has learned no event
+BEHIND_KEY = "toxicity:behind"
+PROJECTS_KEY = "toxicity:projects"
+SKIPPED, DELETED = "skipped", "deleted"  # in the place of votes: a decision for nothing, a tombstone
+TEXTS_AT_ONCE = 500
+
+# KEYS: annotations, texts, votes, events, behind, projects. `annotations` maps an annotation to "updated_at\ntask\nvotes",
+# `texts` a task to its comment ('' once the task is deleted), `votes` a task to how many annotations decide on it.
+_SHARED_LUA = """
+local annotations, texts, votes, events, behind, projects = unpack(KEYS)
+local project = ARGV[1]
+local changed = 0
+local function set_annotation(id, task, updated_at, new, text)
+  local old_updated_at, old_task, old = '', task, 'skipped'
+  local known = redis.call('HGET', annotations, id)
+  if known then old_updated_at, old_task, old = string.match(known, '^(.-)\\n(.-)\\n(.*)$') end
+  if old == 'deleted' or old_updated_at > updated_at and new ~= 'deleted' then return end
+  if new == 'deleted' then task = old_task end
+  if redis.call('HGET', texts, task) == '' then return end
+  redis.call('HSET', annotations, id, updated_at .. '\\n' .. task .. '\\n' .. new)
+  local counts, counted = new ~= 'skipped' and new ~= 'deleted', old ~= 'skipped'
+  if counts and not counted then redis.call('HINCRBY', votes, task, 1) end
+  local differs = counts ~= counted or counts and new ~= old
+  if counts then
+    differs = differs or redis.call('HGET', texts, task) ~= text
+    redis.call('HSET', texts, task, text)
+  elseif counted and redis.call('HINCRBY', votes, task, -1) <= 0 then
+    redis.call('HDEL', votes, task)
+    redis.call('HDEL', texts, task)
+  end
+  if differs then
+    redis.call('XADD', events, '*', 'task', task)
+    changed = changed + 1
+  end
+end
+local function fall_behind()
+  redis.call('SADD', projects, project)
+  if changed > 0 then
+    local now = redis.call('TIME')
+    redis.call('ZADD', behind, 'NX', now[1], project)
+  end
+  return changed
+end
+"""
+_RECORD_LUA = (
+    _SHARED_LUA
+    + """
+for i = 2, #ARGV, 5 do set_annotation(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]) end
+return fall_behind()
+"""
+)
+_DELETE_ANNOTATIONS_LUA = (
+    _SHARED_LUA
+    + """
+for i = 2, #ARGV do set_annotation(ARGV[i], '', '', 'deleted', '') end
+return fall_behind()
+"""
+)
+_DELETE_TASKS_LUA = (
+    _SHARED_LUA
+    + """
+for i = 2, #ARGV do
+  if redis.call('HEXISTS', votes, ARGV[i]) == 1 then
+    redis.call('HDEL', votes, ARGV[i])
+    redis.call('HSET', texts, ARGV[i], '')
+    redis.call('XADD', events, '*', 'task', ARGV[i])
+    changed = changed + 1
+  end
+end
+return fall_behind()
+"""
+)
+_CAUGHT_UP_LUA = """
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+if #last > 0 and last[1][1] ~= ARGV[2] then return 0 end
+return redis.call('ZREM', KEYS[2], ARGV[1])
+"""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A project's examples at one moment: task -> targets, the tasks changed since a watermark, and the new watermark."""
+
+    watermark: str
+    targets: Mapping[int, tuple[float | None, ...]]
+    changed: frozenset[int]
+
+
+class ExampleStore:
+    """Reads and writes the examples of every project in one Redis."""
+
+    def __init__(self, connection: redis.Redis) -> None:
+        """Keep a client; it is not asked for anything yet."""
+        self._redis = connection
+        self._record = connection.register_script(_RECORD_LUA)
+        self._delete_annotations = connection.register_script(_DELETE_ANNOTATIONS_LUA)
+        self._delete_tasks = connection.register_script(_DELETE_TASKS_LUA)
+        self._caught_up = connection.register_script(_CAUGHT_UP_LUA)
+
+    def apply(self, changes: Changes) -> int:
+        """Record what a webhook event means, in one atomic write; return how many examples it changed.
+
+        Events may come twice or late: an annotation's newest revision counts, and what was deleted stays deleted.
+
+        Raises:
+            redis.RedisError: nothing was recorded.
+        """
+        project = changes.project
+        if changes.deleted_tasks:
+            projects = self.projects() if project is None else [project]
+            return sum(self._run(self._delete_tasks, each, changes.deleted_tasks) for each in projects)
+        if changes.deleted_annotations:
+            projects = self.projects() if project is None else [project]
+            return sum(self._run(self._delete_annotations, each, changes.deleted_annotations) for each in projects)
+        if project is None:
+            return 0
+        if changes.project_deleted:
+            self._forget(project)
+            return 0
+        return self._run(self._record, project, _record_arguments(changes.annotations)) if changes.annotations else 0
+
+    def _run(self, script: Any, project: int, arguments: Iterable[object]) -> int:
+        keys = [*self._keys(project), BEHIND_KEY, PROJECTS_KEY]
+        return int(script(keys=keys, args=[project, *arguments]))
+
+    @staticmethod
+    def _keys(project: int) -> list[str]:
+        return [f"toxicity:{{{project}}}:{part}" for part in ("annotations", "texts", "votes", "events")]
+
+    def _forget(self, project: int) -> None:
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.delete(*self._keys(project))
+            pipeline.zrem(BEHIND_KEY, project)
+            pipeline.srem(PROJECTS_KEY, project)
+            pipeline.execute()
+
+    def projects(self) -> list[int]:
+        """Return every project that has sent an annotation, ascending."""
+        return sorted(int(project) for project in cast(set[bytes], self._redis.smembers(PROJECTS_KEY)))
+
+    def behind(self) -> dict[int, int]:
+        """Return the projects with unlearned changes, each with when the first of them came (Redis' clock, epoch seconds)."""
+        entries = cast(list[tuple[bytes, float]], self._redis.zrange(BEHIND_KEY, 0, -1, withscores=True))
+        return {int(project): int(since) for project, since in entries}
+
+    def now(self) -> int:
+        """Return Redis' clock in epoch seconds: the one that behind() is measured by."""
+        return self._redis.time()[0]
+
+    def changed_since(self, project: int, watermark: str) -> set[int]:
+        """Return the tasks whose examples changed after a watermark."""
+        entries = self._redis.xrange(self._keys(project)[3], min=f"({watermark}")
+        return {int(fields[b"task"]) for _, fields in cast(list[tuple[bytes, dict[bytes, bytes]]], entries)}
+
+    def caught_up(self, project: int, watermark: str) -> bool:
+        """Take a project off the list of those behind, unless an event came after the watermark. Atomic."""
+        return bool(self._caught_up(keys=[self._keys(project)[3], BEHIND_KEY], args=[project, watermark]))
+
+    def snapshot(self, project: int, watermark: str) -> Snapshot:
+        """Return the project's examples, with what changed since the watermark.
+
+        The events are read first: an example that changes meanwhile is read in its newer form and learned again later.
+        """
+        annotations, _, votes, events = self._keys(project)
+        last = cast(list[tuple[bytes, Any]], self._redis.xrevrange(events, count=1))
+        newest = last[0][0].decode() if last else watermark
+        changed = self.changed_since(project, watermark)
+        alive = {int(task) for task in cast(list[bytes], self._redis.hkeys(votes))}
+        cast_votes: dict[int, list[str]] = {}
+        for _, value in self._redis.hscan_iter(annotations, count=1000):
+            _, task, decided = value.decode().split("\n")
+            if decided not in (SKIPPED, DELETED) and int(task) in alive:
+                cast_votes.setdefault(int(task), []).append(decided)
+        targets = {task: majority(decided) for task, decided in cast_votes.items()}
+        return Snapshot(newest, targets, frozenset(changed & targets.keys()))
+
+    def comments(self, project: int, snapshot: Snapshot, tasks: Sequence[int]) -> list[LabelledComment]:
+        """Return the examples of tasks, their texts read from Redis; blank comments and ones deleted meanwhile are left out."""
+        texts: list[bytes | None] = []
+        for start in range(0, len(tasks), TEXTS_AT_ONCE):
+            wanted = [str(task) for task in tasks[start : start + TEXTS_AT_ONCE]]
+            texts.extend(cast(list[bytes | None], self._redis.hmget(self._keys(project)[1], wanted)))
+        pairs = [(task, text.decode("utf-8", "surrogatepass")) for task, text in zip(tasks, texts, strict=True) if text]
+        return [LabelledComment(text, snapshot.targets[task]) for task, text in pairs if text.strip()]
+
+
+def _record_arguments(annotations: Iterable[Annotation]) -> Iterable[object]:
+    for annotation in annotations:
+        # surrogatepass: a lone surrogate half is legal JSON, and must not cost an annotation.
+        text = annotation.text.encode("utf-8", "surrogatepass") or b" "
+        decided = SKIPPED if annotation.targets is None else votes_text(annotation.targets)
+        yield from (annotation.annotation_id, annotation.task_id, annotation.updated_at.replace("\n", ""), decided, text)
+
+
+def votes_text(targets: Sequence[float | None]) -> str:
+    """Return six targets as six characters, `?` where the label was not offered."""
+    return "".join("?" if target is None else str(int(target)) for target in targets)
+
+
+def majority(decided: Sequence[str]) -> tuple[float | None, ...]:
+    """Combine several annotators' votes on one comment by majority, label by label; a tie decides nothing."""
+    combined: list[float | None] = []
+    for column in range(len(LABELS)):
+        yes, no = (sum(votes[column] == character for votes in decided) for character in "10")
+        combined.append(None if yes == no else float(yes > no))
+    return tuple(combined)
