@@ -1,0 +1,1 @@
+"""The web process: answers Label Studio's calls. Never trains, and never imports worker/."""

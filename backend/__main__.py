@@ -1,0 +1,35 @@
+"""Starts the web process: gunicorn, one process, many threads, the app made inside the worker process.
+
+Not here: the application (app.py). TensorFlow must not be used before a fork, so nothing is preloaded.
+"""
+
+import sys
+
+from gunicorn.app.wsgiapp import WSGIApplication
+
+from toxicity.settings import settings_from_environment
+
+REQUEST_SECONDS = 100  # Label Studio gives /predict as long
+
+
+def main() -> None:
+    """Serve until a signal ends it; a request in flight is answered first."""
+    try:
+        settings = settings_from_environment()
+    except ValueError as error:
+        sys.exit(f"backend: {error}")
+    options = {
+        "--bind": f"{settings.host}:{settings.port}",
+        "--worker-class": "gthread",
+        "--workers": "1",
+        "--threads": str(settings.threads),
+        "--timeout": str(REQUEST_SECONDS),
+        "--graceful-timeout": str(REQUEST_SECONDS),
+        "--log-level": settings.log_level.lower(),
+    }
+    sys.argv = ["gunicorn", *(part for option in options.items() for part in option), "backend.app:create_app()"]
+    WSGIApplication(prog="gunicorn").run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The routes that Label Studio calls: health, setup, predict, webhook, versions.
+
+Not here: what a prediction is (model.py), JSON's meaning (toxicity/label_studio.py). A client gets JSON whatever happens, and
+never a traceback; a log never gets a comment's text.
+"""
+
+import logging
+from typing import Any
+
+import redis
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import BadRequest, HTTPException
+
+from backend.model import Services, ToxicityModel, build_services
+from toxicity.label_studio import LabelStudioError, project_id, read_config
+from toxicity.settings import Settings, settings_from_environment
+from toxicity.versions import STARTER_NUMBER, ProjectVersions, projects_with_versions, version_name
+
+logger = logging.getLogger(__name__)
+
+MAX_REQUEST_BYTES = 256 * 1024 * 1024  # 3,000 tasks with comments of ordinary length take about 3 MB
+
+
+def create_app(settings: Settings | None = None, services: Services | None = None) -> Flask:
+    """Return the application with its live models started; without arguments, from the environment (for gunicorn)."""
+    if settings is None:
+        settings = settings_from_environment()
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if services is None:
+        services = build_services(settings)
+        services.live_models.start()
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
+    app.json.sort_keys = False  # type: ignore[attr-defined] # labels keep their order; the default provider has it
+    app.extensions["toxicity"] = services
+    _add_routes(app, settings, services)
+    _add_error_answers(app)
+    return app
+
+
+def _add_routes(app: Flask, settings: Settings, services: Services) -> None:
+    @app.get("/")
+    @app.get("/health")
+    def health() -> Response:
+        return jsonify(status="UP", model_class=ToxicityModel.__name__)
+
+    @app.post("/setup")
+    def setup() -> Response:
+        body = _body()
+        if body.get("schema"):
+            read_config(str(body["schema"]))  # a config that does not fit is told when it is connected, not at the first task
+        return jsonify(model_version=services.live_models.version_in_service(project_id(body.get("project"))))
+
+    @app.post("/predict")
+    def predict() -> Response:
+        body = _body()
+        tasks = body.get("tasks")
+        if not isinstance(tasks, list):
+            raise LabelStudioError(f"'tasks' is {_kind(tasks)}; expected a list of Label Studio tasks.")
+        model = ToxicityModel(_config_text(body), services=services, project=body.get("project"))
+        return jsonify(results=model.predict(tasks))
+
+    @app.post("/webhook")
+    def webhook() -> tuple[Response, int]:
+        body = _body()
+        action = body.pop("action", None)
+        if not isinstance(action, str):
+            raise LabelStudioError(f"'action' is {_kind(action)}; expected one of Label Studio's webhook actions.")
+        model = ToxicityModel(services=services)
+        return jsonify(model.fit((), event=action, data=body)), 201
+
+    @app.get("/versions")
+    def versions() -> Response:
+        asked = project_id(request.args.get("project"))
+        projects = projects_with_versions(settings.models_dir()) if asked is None else [asked]
+        numbers = {number for project in projects for number in ProjectVersions(settings.models_dir(), project).numbers()}
+        return jsonify(versions=[version_name(number) for number in sorted({STARTER_NUMBER, *numbers})])
+
+
+def _body() -> dict[str, Any]:
+    body = request.get_json(force=True)
+    if not isinstance(body, dict):
+        raise LabelStudioError(f"The body is {_kind(body)}; expected a JSON object.")
+    return body
+
+
+def _config_text(body: dict[str, Any]) -> str | None:
+    config = body.get("label_config")
+    if config is not None and not isinstance(config, str):
+        raise LabelStudioError(f"'label_config' is {_kind(config)}; expected the labelling config's XML.")
+    return config
+
+
+def _kind(value: object) -> str:
+    return "missing" if value is None else f"of type {type(value).__name__}"
+
+
+def _add_error_answers(app: Flask) -> None:
+    @app.errorhandler(LabelStudioError)
+    def refuse(error: LabelStudioError) -> tuple[Response, int]:
+        return jsonify(error=str(error)), 400
+
+    @app.errorhandler(redis.RedisError)
+    def redis_failed(error: redis.RedisError) -> tuple[Response, int]:
+        logger.error("%s: Redis failed (%s); the event was not recorded", request.path, type(error).__name__)
+        return jsonify(error="Redis cannot be reached, so this event was not recorded. Predictions go on."), 503
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> tuple[Response, int]:
+        description = "The body is no JSON that can be read." if isinstance(error, BadRequest) else error.description
+        return jsonify(error=description), error.code or 500
+
+    @app.errorhandler(Exception)
+    def unexpected(error: Exception) -> tuple[Response, int]:
+        # Without the message and the values: either may hold a comment.
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        place = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where else "an unknown place"
+        logger.error("%s failed: %s at %s", request.path, type(error).__name__, place)
+        return jsonify(error=f"An unexpected {type(error).__name__} happened; the backend's log says where."), 500

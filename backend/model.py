@@ -1,0 +1,119 @@
+"""The LabelStudioMLBase subclass that people look for: predict and fit.
+
+Not here: HTTP (app.py), the network (toxicity/classifier.py). The same class runs under our own app and under
+label-studio-ml's server: `label_studio_ml.api.init_app(ToxicityModel, services=...)`.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from label_studio_ml.model import LabelStudioMLBase
+
+from backend.live_model import LiveModels
+from toxicity.examples import ExampleStore
+from toxicity.label_studio import (
+    DEFAULT_CONFIG,
+    Changes,
+    LabelStudioError,
+    comment_text,
+    prediction,
+    project_id,
+    read_annotation,
+    read_config,
+    read_event,
+)
+from toxicity.redis_connection import connect_tightly
+from toxicity.settings import Settings, settings_from_environment
+from toxicity.training_queue import TrainingQueue
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a web process has once and every request uses."""
+
+    live_models: LiveModels
+    examples: ExampleStore
+    training: TrainingQueue
+
+
+def build_services(settings: Settings) -> Services:
+    """Return a process' services; the live models are not started yet."""
+    connection = connect_tightly(settings)
+    return Services(LiveModels(settings), ExampleStore(connection), TrainingQueue(connection, settings))
+
+
+@cache
+def services_of_this_process() -> Services:
+    """Return services read from the environment: for label-studio-ml's server, which makes a model object for each /setup."""
+    return build_services(settings_from_environment())
+
+
+class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml carries no types
+    """Six labels on comments. Cheap to make: what is expensive lives in Services, once for the process."""
+
+    def __init__(
+        self,
+        label_config: str | None = None,
+        train_output: dict[str, Any] | None = None,
+        *,
+        services: Services | None = None,
+        project: object = None,
+        **kwargs: Any,
+    ) -> None:
+        """Read the labelling config (none: the one that README recommends).
+
+        Raises:
+            LabelStudioError: the config has no Choices tag over a Text tag with any of the six labels.
+        """
+        # The base class would parse the config by rules of its own, and fail on some that are fine.
+        super().__init__(label_config=None, train_output=train_output, **kwargs)
+        self.label_config = label_config
+        self.services = services or services_of_this_process()
+        self.project = project_id(project)
+        self._config = read_config(label_config or DEFAULT_CONFIG)
+
+    def predict(self, tasks: Sequence[Mapping[str, Any]], **kwargs: Any) -> list[dict[str, Any]]:
+        """Return one prediction for each task, in order, all of them by one version."""
+        project = self.project
+        if project is None and tasks and isinstance(tasks[0], Mapping):
+            project = project_id(tasks[0].get("project"))
+        live = self.services.live_models.of(project)
+        probabilities = live.classifier.predict([comment_text(task, self._config) for task in tasks])
+        return [prediction(row, live.thresholds, live.name, self._config) for row in probabilities.tolist()]
+
+    def fit(self, tasks: Iterable[Mapping[str, Any]], workdir: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Record what annotators decided and request training; never train here: the worker does.
+
+        Takes label-studio-ml's `event` and `data` (one webhook), or tasks that carry annotations. Returns how many
+        examples changed, and the training run's job id where one was asked for.
+
+        Raises:
+            LabelStudioError: the event cannot be read. redis.RedisError: nothing was recorded.
+        """
+        if "event" in kwargs:
+            return self._record(read_event(kwargs["event"], kwargs.get("data") or {}))
+        annotations = [
+            read
+            for task in tasks
+            for annotation in task.get("annotations") or []
+            if (read := read_annotation(annotation, task, self._config)) is not None
+        ]
+        if not annotations:
+            return {"changed": 0}
+        if self.project is None:
+            raise LabelStudioError("These tasks belong to no project: pass project=ID where the model is made.")
+        return self._record(Changes(self.project, annotations=tuple(annotations)))
+
+    def _record(self, changes: Changes) -> dict[str, Any]:
+        changed = self.services.examples.apply(changes)
+        answer: dict[str, Any] = {"changed": changed}
+        if changes.start_training and changes.project is not None:
+            self.services.training.request_everything(changes.project)
+            answer["job"] = self.services.training.request(changes.project)
+        logger.info("project %s: %d examples changed", changes.project, changed)
+        return answer

@@ -1,0 +1,72 @@
+"""Queues a training run for every project that is due, again and again: what makes training certain to happen.
+
+Not here: the rule (toxicity/training_queue.py: is_due) and the run (training.py). Nothing depends on a message arriving: each
+sweep compares each project's events with its live version's watermark.
+"""
+
+import logging
+import threading
+
+import redis
+
+from toxicity.examples import BEGINNING, ExampleStore
+from toxicity.settings import Settings
+from toxicity.training_queue import TrainingQueue, is_due
+from toxicity.versions import STARTER_NUMBER, ProjectVersions, VersionError
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 1.0
+
+
+class Sweeper:
+    """Runs sweeps in a thread of its own until it is stopped."""
+
+    def __init__(self, connection: redis.Redis, settings: Settings) -> None:
+        """Keep a client of its own; start() begins."""
+        self._settings = settings
+        self._examples = ExampleStore(connection)
+        self._queue = TrainingQueue(connection, settings)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to sweep, once a second."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the sweep under way."""
+        self._stopping.set()
+
+    def sweep(self) -> list[int]:
+        """Queue what is due; return those projects."""
+        requested = []
+        now = self._examples.now()
+        for project, since in self._examples.behind().items():
+            watermark = self._watermark(project)
+            pending = len(self._examples.changed_since(project, watermark))
+            if pending and is_due(pending, now - since, self._settings) and not self._resting(project):
+                self._queue.request(project)
+                requested.append(project)
+        return requested
+
+    def _watermark(self, project: int) -> str:
+        versions = ProjectVersions(self._settings.models_dir(), project)
+        try:
+            number = versions.current()
+            return BEGINNING if number == STARTER_NUMBER else versions.manifest(number).watermark
+        except VersionError as error:
+            logger.error("project %d: %s", project, error)
+            return BEGINNING
+
+    def _resting(self, project: int) -> bool:
+        """After a run that failed for good the project rests, so that a fault does not become a hot loop."""
+        failed = self._queue.failed_seconds_ago(project)
+        return failed is not None and failed < self._settings.train_wait
+
+    def _run(self) -> None:
+        while not self._stopping.wait(SWEEP_SECONDS):
+            try:
+                self.sweep()
+            except Exception:  # the thread must outlive any fault, or training would stop for ever
+                logger.exception("a sweep failed; the next one comes in %s s", SWEEP_SECONDS)
