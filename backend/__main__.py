@@ -27,7 +27,8 @@ def main() -> None:
         "--graceful-timeout": str(REQUEST_SECONDS),
         "--log-level": settings.log_level.lower(),
     }
-    sys.argv = ["gunicorn", *(part for option in options.items() for part in option), "backend.app:create_app()"]
+    arguments = [part for option in options.items() for part in option]
+    sys.argv = ["gunicorn", "--no-control-socket", *arguments, "backend.app:create_app()"]
     WSGIApplication(prog="gunicorn").run()
 
 

@@ -78,7 +78,10 @@ def _add_routes(app: Flask, settings: Settings, services: Services) -> None:
 
 
 def _body() -> dict[str, Any]:
-    body = request.get_json(force=True)
+    try:
+        body = request.get_json(force=True)
+    except RecursionError:  # JSON nested a hundred thousand deep
+        raise BadRequest from None
     if not isinstance(body, dict):
         raise LabelStudioError(f"The body is {_kind(body)}; expected a JSON object.")
     return body
@@ -103,7 +106,7 @@ def _add_error_answers(app: Flask) -> None:
     @app.errorhandler(redis.RedisError)
     def redis_failed(error: redis.RedisError) -> tuple[Response, int]:
         logger.error("%s: Redis failed (%s); the event was not recorded", request.path, type(error).__name__)
-        return jsonify(error="Redis cannot be reached, so this event was not recorded. Predictions go on."), 503
+        return jsonify(error="Redis did not answer, so this event may not be recorded. Predictions go on."), 503
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> tuple[Response, int]:

@@ -91,13 +91,15 @@ class LiveModels:
                     logger.info("project %d: swapped %s for %s", project, live.name, newer.name)
 
     def _follow(self) -> None:
-        with self._loading:
-            self._starter_version()
-        while not self._stopping.wait(self._settings.swap_poll):
+        while True:
             try:
+                with self._loading:
+                    self._starter_version()
                 self.swap_where_behind()
             except Exception:  # the thread must outlive any fault, or the process would serve old weights for ever
                 logger.exception("looking for new versions failed; trying again in %s s", self._settings.swap_poll)
+            if self._stopping.wait(self._settings.swap_poll):
+                return
 
     def _first(self, project: int | None) -> LoadedVersion:
         """The current version, or else the newest that loads, or else the starter."""
@@ -128,8 +130,8 @@ class LiveModels:
             if number == STARTER_NUMBER:
                 return self._starter_version()
             return self._loader(self._settings, self._versions(project), number)
-        except (VersionError, ValueError, OSError) as error:
-            logger.error("project %d: version %d refused: %s", project, number, error)
+        except Exception as error:  # whatever is wrong with it, the old one and other projects must go on
+            logger.error("project %d: version %d refused (%s): %s", project, number, type(error).__name__, error)
             self._refused[project, number] = time.monotonic()
             return None
 

@@ -1,7 +1,7 @@
 """The LabelStudioMLBase subclass that people look for: predict and fit.
 
 Not here: HTTP (app.py), the network (toxicity/classifier.py). The same class runs under our own app and under
-label-studio-ml's server: `label_studio_ml.api.init_app(ToxicityModel, services=...)`.
+label-studio-ml's server: `label_studio_ml.api.init_app(ToxicityModel, model_dir=..., services=...)`.
 """
 
 import logging
@@ -16,6 +16,7 @@ from backend.live_model import LiveModels
 from toxicity.examples import ExampleStore
 from toxicity.label_studio import (
     DEFAULT_CONFIG,
+    TRAINING_EVENTS,
     Changes,
     LabelStudioError,
     comment_text,
@@ -56,6 +57,9 @@ def services_of_this_process() -> Services:
 class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml carries no types
     """Six labels on comments. Cheap to make: what is expensive lives in Services, once for the process."""
 
+    # What label-studio-ml's own server passes on to fit(); its list has only three annotation events.
+    TRAIN_EVENTS = TRAINING_EVENTS
+
     def __init__(
         self,
         label_config: str | None = None,
@@ -79,9 +83,7 @@ class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml 
 
     def predict(self, tasks: Sequence[Mapping[str, Any]], **kwargs: Any) -> list[dict[str, Any]]:
         """Return one prediction for each task, in order, all of them by one version."""
-        project = self.project
-        if project is None and tasks and isinstance(tasks[0], Mapping):
-            project = project_id(tasks[0].get("project"))
+        project = self.project if self.project is not None else _project_of(tasks)
         live = self.services.live_models.of(project)
         probabilities = live.classifier.predict([comment_text(task, self._config) for task in tasks])
         return [prediction(row, live.thresholds, live.name, self._config) for row in probabilities.tolist()]
@@ -97,6 +99,8 @@ class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml 
         """
         if "event" in kwargs:
             return self._record(read_event(kwargs["event"], kwargs.get("data") or {}))
+        tasks = list(tasks)
+        project = self.project if self.project is not None else _project_of(tasks)
         annotations = [
             read
             for task in tasks
@@ -105,9 +109,11 @@ class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml 
         ]
         if not annotations:
             return {"changed": 0}
-        if self.project is None:
-            raise LabelStudioError("These tasks belong to no project: pass project=ID where the model is made.")
-        return self._record(Changes(self.project, annotations=tuple(annotations)))
+        if project is None:
+            raise LabelStudioError(
+                "These tasks name no project: give them as Label Studio has them, or pass project=ID to the model."
+            )
+        return self._record(Changes(project, annotations=tuple(annotations)))
 
     def _record(self, changes: Changes) -> dict[str, Any]:
         changed = self.services.examples.apply(changes)
@@ -117,3 +123,9 @@ class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml 
             answer["job"] = self.services.training.request(changes.project)
         logger.info("project %s: %d examples changed", changes.project, changed)
         return answer
+
+
+def _project_of(tasks: Sequence[object]) -> int | None:
+    """Label Studio's tasks name their project themselves, which helps where the server passes it not on."""
+    first = tasks[0] if tasks else None
+    return project_id(first.get("project")) if isinstance(first, Mapping) else None

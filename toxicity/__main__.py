@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     versions.add_argument("--project", type=int, help="only this Label Studio project")
     versions.set_defaults(run=_versions)
     rollback = commands.add_parser("rollback", help="put an older version in service; every process swaps to it by itself")
-    rollback.add_argument("version", type=_version_number, help="e.g. v3; v0 is the starter")
+    rollback.add_argument("version", type=version, help="e.g. v3; v0 is the starter")
     rollback.add_argument("--project", type=int, required=True, help="the Label Studio project")
     rollback.set_defaults(run=_rollback)
     starter = commands.add_parser("starter", help="make the starter from a Jigsaw-format CSV")
@@ -42,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _version_number(text: str) -> int:
+def version(text: str) -> int:
+    """Return the number in `v3` or `3`; argparse names this function where it is no version."""
     return int(text.removeprefix("v"))
 
 
@@ -63,21 +64,32 @@ def _versions(parsed: argparse.Namespace, settings: Settings) -> int:
     for project in projects:
         versions = ProjectVersions(settings.models_dir(), project)
         current = versions.current()
-        if not versions.numbers():
-            print(f"{project:8}  {version_name(STARTER_NUMBER):8} {'':7} {'(the starter)':26} {'':5} {'':7}  yes")
+        starter = f"{project:8}  {version_name(STARTER_NUMBER):8} {'':7} {'the starter':26} {'':5} {'':7}"
+        print(f"{starter}  {_mark(current == STARTER_NUMBER)}".rstrip())
         for number in versions.numbers():
-            manifest = versions.manifest(number)
-            learned = f"{manifest.training['new_examples']:5} {manifest.measures['training_loss']:7.4f}"
-            live = "yes" if number == current else ""
-            print(f"{project:8}  {manifest.name:8} {version_name(manifest.parent):7} {manifest.created_at:26} {learned}  {live}")
+            print(f"{project:8}  {version_name(number):8} {_described(versions, number)}  {_mark(current == number)}".rstrip())
     return 0
 
 
+def _mark(in_service: bool) -> str:
+    return "yes" if in_service else ""
+
+
+def _described(versions: ProjectVersions, number: int) -> str:
+    try:
+        manifest = versions.manifest(number)
+    except VersionError as error:
+        return f"DAMAGED: {error}"
+    learned, loss = manifest.training.get("new_examples", 0), manifest.measures.get("training_loss", float("nan"))
+    return f"{version_name(manifest.parent):7} {manifest.created_at:26} {learned:5} {loss:7.4f}"
+
+
 def _rollback(parsed: argparse.Namespace, settings: Settings) -> int:
+    if parsed.project not in projects_with_versions(settings.models_dir()):
+        raise VersionError(f"Project {parsed.project} has no versions in {settings.models_dir()}.")
     versions = ProjectVersions(settings.models_dir(), parsed.project)
-    before = versions.current()
     versions.make_current(parsed.version)
-    print(f"project {parsed.project}: {version_name(parsed.version)} is in service instead of {version_name(before)}")
+    print(f"project {parsed.project}: {version_name(parsed.version)} is in service; every process swaps to it by itself")
     return 0
 
 

@@ -114,5 +114,11 @@ def build_classifier(handle: str, data_dir: Path, max_length: int) -> Classifier
     dropped = tf_keras.layers.Dropout(DROPOUT_RATE, seed=0)(average)
     initializer = tf_keras.initializers.GlorotUniform(seed=0)
     head = tf_keras.layers.Dense(len(LABELS), activation="sigmoid", name=HEAD, kernel_initializer=initializer)
-    model = tf_keras.Model([word_ids, mask, segments], head(dropped))
-    return Classifier(model, tokenizer)
+    classifier = Classifier(tf_keras.Model([word_ids, mask, segments], head(dropped)), tokenizer)
+    try:
+        classifier.predict_batch(tokenizer.pad([[0] * max_length]))
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(
+            f"The encoder {handle!r} cannot read MAX_LENGTH={max_length} word pieces; BERT has 512 positions. Use a smaller one."
+        ) from error
+    return classifier

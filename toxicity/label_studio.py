@@ -4,9 +4,9 @@ Not here: calls to Label Studio (label_studio_api.py), HTTP (backend/app.py). Pu
 checked, because Label Studio itself checks neither labels nor names nor scores.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
@@ -24,6 +24,7 @@ DEFAULT_CONFIG = f"""<View>
 </View>"""
 """The labelling config that README recommends, and that counts where a caller sends none."""
 
+LARGEST_ID = 2**63 - 1  # what a database gives
 UNNAMED_KEY = "$undefined$"  # where Label Studio puts the text of tasks imported from a file without columns
 
 
@@ -31,14 +32,25 @@ class LabelStudioError(ValueError):
     """What Label Studio (or whoever calls in its place) sent cannot be used; the message says why and what would."""
 
 
+ANNOTATION_EVENTS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_UPDATED")
+ANNOTATION_DELETIONS = ("ANNOTATION_DELETED", "ANNOTATIONS_DELETED")
+TASK_DELETIONS = ("TASK_DELETED", "TASKS_DELETED")
+TRAINING_EVENTS = (*ANNOTATION_EVENTS, *ANNOTATION_DELETIONS, *TASK_DELETIONS, "PROJECT_DELETED", "START_TRAINING")
+"""The webhook actions that change examples or ask for training; all others mean nothing here."""
+
+
 @dataclass(frozen=True)
 class LabellingConfig:
-    """What of a labelling config matters here: a Choices tag over a Text tag. `choices` maps our label to theirs."""
+    """What of a labelling config matters here: a Choices tag over a Text tag. `choices` maps our label to theirs.
+
+    `offered` holds every choice of the tag, whatever it means; `tag_names` the names of all tags.
+    """
 
     from_name: str
     to_name: str
     text_key: str
     choices: Mapping[str, str]
+    offered: frozenset[str]
     tag_names: frozenset[str]
 
 
@@ -46,7 +58,7 @@ class LabellingConfig:
 class Annotation:
     """One annotator's decision on one comment; `targets` is None for Skip, which decides nothing.
 
-    `updated_at` is Label Studio's ISO time: later revisions compare greater. A target is None where the config does not
+    `updated_at` is an ISO time in UTC: later revisions compare greater as text. A target is None where the config does not
     offer that label.
     """
 
@@ -110,7 +122,7 @@ def read_config(label_config: str) -> LabellingConfig:
         elif tag.get("choice", "single") != "multiple":
             misses.append(f'<Choices name={name!r}> takes one choice; a comment can bear several: set choice="multiple"')
         else:
-            fitting.append(LabellingConfig(name, target, texts[target].removeprefix("$"), choices, tag_names))
+            fitting.append(LabellingConfig(name, target, texts[target].removeprefix("$"), choices, _offered(tag), tag_names))
     if not fitting:
         raise LabelStudioError(f"The labelling config does not fit: {'; '.join(misses) or 'it has no Choices tag'}.")
     return max(fitting, key=lambda config: len(config.choices))
@@ -125,6 +137,10 @@ def _choices(tag: Element) -> dict[str, str]:
         if label is not None:
             choices.setdefault(label, names[0])
     return {label: choices[label] for label in LABELS if label in choices}
+
+
+def _offered(tag: Element) -> frozenset[str]:
+    return frozenset(name for choice in tag.iter("Choice") for key in ("alias", "value") if (name := choice.get(key)))
 
 
 def comment_text(task: object, config: LabellingConfig) -> str:
@@ -162,14 +178,16 @@ def read_event(action: object, payload: Mapping[str, Any]) -> Changes:
     """
     project_field = payload.get("project")
     project = project_id(project_field.get("id") if isinstance(project_field, Mapping) else project_field)
-    if action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_UPDATED"):
+    if action in ANNOTATION_EVENTS:
         if project is None:
             raise LabelStudioError(f"{action} came without project.id, so its annotation belongs nowhere.")
-        label_config = project_field.get("label_config") if isinstance(project_field, Mapping) else None
-        return Changes(project, annotations=tuple(_annotations(payload, read_config(label_config or DEFAULT_CONFIG))))
-    if action in ("ANNOTATION_DELETED", "ANNOTATIONS_DELETED"):
+        label_config = (project_field.get("label_config") if isinstance(project_field, Mapping) else None) or DEFAULT_CONFIG
+        if not isinstance(label_config, str):
+            raise LabelStudioError(f"project.label_config is of type {type(label_config).__name__}; expected the config's XML.")
+        return Changes(project, annotations=tuple(_annotations(payload, read_config(label_config))))
+    if action in ANNOTATION_DELETIONS:
         return Changes(project, deleted_annotations=tuple(_ids(payload, "annotations", "annotation")))
-    if action in ("TASK_DELETED", "TASKS_DELETED"):
+    if action in TASK_DELETIONS:
         return Changes(project, deleted_tasks=tuple(_ids(payload, "tasks", "task")))
     return Changes(project, project_deleted=action == "PROJECT_DELETED", start_training=action == "START_TRAINING")
 
@@ -177,11 +195,11 @@ def read_event(action: object, payload: Mapping[str, Any]) -> Changes:
 def _annotations(payload: Mapping[str, Any], config: LabellingConfig) -> Iterable[Annotation]:
     tasks = {_id(task): task for task in _listed(payload.get("task", payload.get("tasks")))}
     for annotation in _listed(payload.get("annotation", payload.get("annotations"))):
-        task_id = annotation.get("task", next(iter(tasks), None) if len(tasks) == 1 else None)
-        if task_id not in tasks:
-            raise LabelStudioError(
-                f"Annotation {annotation.get('id')} belongs to task {task_id}, which the event does not carry."
-            )
+        task_id = annotation.get("task")
+        if task_id is None and len(tasks) == 1:
+            task_id = next(iter(tasks))
+        if not isinstance(task_id, int) or task_id not in tasks:
+            raise LabelStudioError(f"Annotation {_id(annotation)} belongs to a task that the event does not carry.")
         read = read_annotation(annotation, tasks[task_id], config)
         if read is not None:
             yield read
@@ -193,27 +211,50 @@ def read_annotation(annotation: Mapping[str, Any], task: Mapping[str, Any], conf
     Raises:
         LabelStudioError: its result is no list of regions, or an id is missing.
     """
-    result = annotation.get("result") or []
-    if not isinstance(result, list) or not all(isinstance(region, Mapping) for region in result):
-        raise LabelStudioError(
-            f"Annotation {annotation.get('id')} has a result of type {type(result).__name__}, not a list of regions."
-        )
-    if any("from_name" in region and region["from_name"] not in config.tag_names for region in result):
-        return None  # reading it by this config would turn its ticks into 'clean'
+    updated_at = _comparable_time(annotation.get("updated_at") or annotation.get("created_at"))
     targets: tuple[float | None, ...] | None = None
     if not annotation.get("was_cancelled"):
-        chosen = {choice for region in result if region.get("from_name") == config.from_name for choice in _chosen(region)}
+        chosen = _chosen(annotation.get("result"), config)
+        if chosen is None:
+            return None  # reading it by this config would turn its ticks into 'clean'
         ticks = {canonical_label(choice) for choice in chosen} | {
             label for label, written in config.choices.items() if written in chosen
         }
         targets = tuple(float(label in ticks) if label in config.choices else None for label in LABELS)
-    updated_at = annotation.get("updated_at") or annotation.get("created_at") or ""
-    return Annotation(_id(annotation), _id(task), str(updated_at), comment_text(task, config), targets)
+    return Annotation(_id(annotation), _id(task), updated_at, comment_text(task, config), targets)
 
 
-def _chosen(region: Mapping[str, Any]) -> Iterable[str]:
+def _comparable_time(value: object) -> str:
+    """Label Studio leaves out zero microseconds, so that its times do not compare as they are; '' for what is no time."""
+    try:
+        moment = datetime.fromisoformat(str(value))
+        moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        return f"{moment:%Y-%m-%dT%H:%M:%S.%fZ}"
+    except (ValueError, OverflowError):
+        return ""
+
+
+def _chosen(result: object, config: LabellingConfig) -> set[str] | None:
+    """Return what was chosen in the Choices tag; None where a region names a tag or a choice that the config has not."""
+    if not isinstance(result, list) or not all(isinstance(region, Mapping) for region in result):
+        raise LabelStudioError(f"An annotation's result is of type {type(result).__name__}; expected a list of regions.")
+    chosen: set[str] = set()
+    for region in result:
+        from_name = region.get("from_name", config.from_name if region.get("type") == "choices" else None)
+        if from_name is not None and (not isinstance(from_name, str) or from_name not in config.tag_names):
+            return None
+        if from_name == config.from_name:
+            chosen.update(_choices_of(region))
+    known = all(choice in config.offered or canonical_label(choice) in config.choices for choice in chosen)
+    return chosen if known else None
+
+
+def _choices_of(region: Mapping[str, Any]) -> Iterable[str]:
     value = region.get("value")
-    for choice in (value.get("choices") or []) if isinstance(value, Mapping) else []:
+    choices = value.get("choices") if isinstance(value, Mapping) else None
+    if not isinstance(choices, list):
+        raise LabelStudioError(f"A region's choices are of type {type(choices).__name__}; expected a list.")
+    for choice in choices:
         yield str(choice[-1]) if isinstance(choice, list) and choice else str(choice)  # nested choices are paths
 
 
@@ -230,6 +271,6 @@ def _ids(payload: Mapping[str, Any], plural: str, singular: str) -> Iterable[int
 
 def _id(entry: Mapping[str, Any]) -> int:
     value = entry.get("id")
-    if isinstance(value, bool) or not isinstance(value, int) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_ID:
         raise LabelStudioError(f"An id is {str(value)[:40]!r}; expected a whole number.")
     return value

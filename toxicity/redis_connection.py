@@ -4,12 +4,12 @@ Not here: what is kept in Redis (examples.py, training_queue.py), and who starts
 follows from DATA_DIR alone, so that every process and command finds it: a Unix socket that only its owner can open.
 """
 
-import getpass
 import hashlib
 import importlib.util
+import os
 import shutil
-import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -18,29 +18,30 @@ from redis.retry import Retry
 from toxicity.settings import Settings
 
 LONGEST_SOCKET_PATH = 100  # Unix socket addresses hold 104 to 108 bytes, depending on the system
+SHORT_FOLDER = Path("/tmp")  # noqa: S108 - the folder made there is checked to be ours
 WEBHOOK_TIMEOUT = 0.3  # Label Studio waits 1 s for a webhook's answer
 
 
 def socket_path(data_dir: Path) -> Path:
-    """Return where the embedded Redis listens: under DATA_DIR, or where that is too long a path, in the temporary folder."""
+    """Return where the embedded Redis listens: under DATA_DIR, or where that is too long a path, in /tmp."""
     path = data_dir / "redis" / "redis.sock"
     if len(str(path).encode()) <= LONGEST_SOCKET_PATH:
         return path
     digest = hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"toxicity-{getpass.getuser()}-{digest}" / "redis.sock"
+    return SHORT_FOLDER / f"toxicity-{os.getuid()}-{digest}" / "redis.sock"
 
 
 def redis_url(settings: Settings) -> str:
     """Return REDIS_URL, or the embedded Redis' address where it is not set."""
-    return settings.redis_url or f"unix://{socket_path(settings.data_dir)}"
+    return settings.redis_url or f"unix://{quote(str(socket_path(settings.data_dir)))}"
 
 
 def connect_patiently(settings: Settings) -> redis.Redis:
     """Return a client for the training side: it waits for a Redis that restarts instead of giving up."""
     return redis.Redis.from_url(
         redis_url(settings),
+        # RQ's SpawnWorker writes these arguments into the source of its child: only what repr() can spell may be added.
         retry=Retry(ExponentialBackoff(cap=2, base=0.1), -1),
-        retry_on_error=[redis.ConnectionError, redis.TimeoutError],
         health_check_interval=30,
     )
 
@@ -82,6 +83,9 @@ def redis_server_command(data_dir: Path) -> list[str]:
     folder = data_dir / "redis"
     for private in (folder, socket.parent):
         private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if private.is_symlink() or private.stat().st_uid != os.getuid():
+            raise PermissionError(f"{private} belongs to another user, who could read what annotators decide: remove it.")
+        private.chmod(0o700)
     options = {
         "port": "0",
         "unixsocket": str(socket),

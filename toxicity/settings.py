@@ -14,7 +14,7 @@ from typing import Any
 
 def setting(default: Any, meaning: str, secret: bool = False) -> Any:
     """Declare a setting: its default, the sentence for README's table, and whether its value is never shown."""
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "secret": secret})
+    return dataclasses.field(default=default, repr=not secret, metadata={"meaning": meaning})
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Settings:
                 raise ValueError(f"{name.upper()}={getattr(self, name)} is too small: use {least} or more.")
         if self.port > 65535:
             raise ValueError(f"PORT={self.port} is no port: use 0 to 65535.")
-        for name in ("learning_rate", "swap_poll"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name.upper()}={getattr(self, name)} is too small: use a number above 0.")
+        for name, most in (("learning_rate", 1.0), ("swap_poll", 3600.0)):
+            if not 0 < getattr(self, name) <= most:
+                raise ValueError(f"{name.upper()}={getattr(self, name)} is out of range: use a number above 0, up to {most}.")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ValueError(f"LOG_LEVEL={self.log_level!r} is unknown: use DEBUG, INFO, WARNING or ERROR.")
         if bool(self.label_studio_url) != bool(self.label_studio_api_key):
@@ -78,7 +78,10 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Se
         text = environment.get(field.name.upper(), "").strip()
         if text:
             values[field.name] = _parsed(field, text)
-    values["data_dir"] = Path(values.get("data_dir", Settings.data_dir)).expanduser().absolute()
+    try:
+        values["data_dir"] = Path(values.get("data_dir", Settings.data_dir)).expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"DATA_DIR={str(values['data_dir'])!r} cannot be found ({error}): give a folder's path.") from error
     return Settings(**values)
 
 

@@ -6,6 +6,7 @@ dies, the others are stopped: a half-running installation is worse than none.
 
 import fcntl
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -14,11 +15,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import redis
 
 from toxicity.redis_connection import redis_server_command, redis_url
@@ -27,7 +29,7 @@ from toxicity.settings import Settings
 SAMPLE_COMMENT = "Only an idiot would write such rubbish. Go away!"
 REDIS_WAIT = 20.0
 BACKEND_WAIT = 300.0  # the first start builds the encoder's SavedModel
-STOP_WAIT = 30.0
+STOP_WAIT = 10.0
 LAST_LINES = 12
 BAR_WIDTH = 24
 
@@ -54,7 +56,8 @@ class Part:
 
 def run_stack(settings: Settings) -> int:
     """Run until Ctrl-C or SIGTERM (0) or until a part fails (1)."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a shell that starts this in the background has SIGINT ignored
+        signal.signal(signum, _interrupt)
     parts: list[Part] = []
     try:
         with _data_dir_lock(settings) as lock:
@@ -97,7 +100,7 @@ def _start_parts(settings: Settings, lock: IO[str]) -> Iterator[Part]:
     else:
         try:
             yield _start("redis", redis_server_command(settings.data_dir), settings, lock)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, PermissionError) as error:
             raise StackError(str(error)) from error
     for name in ("worker", "backend"):
         yield _start(name, [sys.executable, "-m", name], settings, lock)
@@ -122,16 +125,29 @@ def _start(name: str, command: list[str], settings: Settings, lock: IO[str]) -> 
 
 
 def _stop(parts: list[Part]) -> None:
-    """Stop the parts in reverse order, Redis last; whoever does not end in time is killed."""
+    """Stop the parts in reverse order, Redis last; whoever does not end in time is killed, with all that it started."""
     for part in reversed(parts):
         if part.process.poll() is None:
             part.process.send_signal(signal.SIGTERM)
             try:
                 part.process.wait(STOP_WAIT)
             except subprocess.TimeoutExpired:
-                print(f"{part.name} did not end within {STOP_WAIT:.0f} s and was killed", flush=True)
-                part.process.kill()
-                part.process.wait()
+                # The worker waits for its training run, which may take an hour; it is run again at the next start.
+                print(f"{part.name} did not end within {STOP_WAIT:.0f} s and is killed", flush=True)
+        for pid in _session(part.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        part.process.wait()
+
+
+def _session(leader: int) -> list[int]:
+    """Return the processes of a part's session: what it started, even where it died before them."""
+    pids = []
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == leader:
+                pids.append(pid)
+    return pids
 
 
 @contextmanager

@@ -94,8 +94,9 @@ class Tokenizer:
         return tuple(self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(word)))
 
     def _sentence_ids(self, comment: str, room: int) -> list[int]:
-        # SentencePiece takes no lone surrogate, and its pieces run over spaces, so the text is cut before and not after.
-        text = comment[: room * CHARACTERS_PER_PIECE].encode("utf-8", "replace").decode("utf-8")
+        # SentencePiece takes no lone surrogate, and its pieces run over spaces, so the text is cut before and not after:
+        # once white space is folded, as preprocess_text does too, or a page of it would push the words out.
+        text = " ".join(comment.split())[: room * CHARACTERS_PER_PIECE].encode("utf-8", "replace").decode("utf-8")
         text = albert_tokenization.preprocess_text(text, lower=self.vocabulary.lower_case)
         pieces = self._tokenizer.tokenize(text)
         return [self._tokenizer.vocab.get(piece, self._unknown) for piece in pieces]

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import redis
 from rq import Queue
-from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus, Retry
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
@@ -31,17 +31,29 @@ _NEXT_RUN_LUA = "if (redis.call('GET', KEYS[1]) or '0') == ARGV[1] then return r
 
 
 class TrainingJob(Job):
-    """A job that runs nothing but a training run: whoever can write to Redis must not thereby run code here."""
+    """A job that runs nothing but a training run: whoever can write to Redis must not thereby run code here.
+
+    RQ would also import and call what a job names as its callbacks, and fetch the addresses of its webhooks.
+    """
+
+    success_callback = None
+    failure_callback = None
+    stopped_callback = None
+
+    def send_webhooks(self, *args: object, **kwargs: object) -> None:
+        """Fetch nothing."""
 
     @property
     def func(self) -> Callable[..., Any] | None:
         """Return the training function.
 
         Raises:
-            PermissionError: the job names another function.
+            PermissionError: the job names another function, or has other arguments than one project's number.
         """
         if self.func_name != TRAINING_FUNCTION or self.instance is not None:
             raise PermissionError(f"Job {self.id} names {self.func_name!r}; this queue runs {TRAINING_FUNCTION} only.")
+        if self.kwargs or len(self.args) != 1 or type(self.args[0]) is not int:  # a number: it becomes part of a path
+            raise PermissionError(f"Job {self.id} has {len(self.args)} arguments; a training run takes one project's number.")
         function: Callable[..., Any] | None = super().func
         return function
 
@@ -106,7 +118,7 @@ class TrainingQueue:
     def failed_seconds_ago(self, project: int) -> float | None:
         """Return how long ago the project's newest run failed for good; None if it did not."""
         job = self.current_run(project)
-        if job is None or job.get_status() != JobStatus.FAILED or job.ended_at is None:
+        if job is None or job.get_status(refresh=False) != JobStatus.FAILED or job.ended_at is None:
             return None
         return (datetime.now(UTC) - job.ended_at).total_seconds()
 
@@ -132,7 +144,7 @@ class TrainingQueue:
         try:
             job = self._fetch(job_id)
             status = job.get_status()
-        except NoSuchJobError:
+        except (NoSuchJobError, InvalidJobOperation):  # the latter where it expires between the two calls
             return True
         if status in (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED):
             return True

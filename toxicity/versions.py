@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 FORMAT = 1
@@ -26,6 +28,7 @@ WEIGHTS_FILE = "weights.safetensors"
 CARD_FILE = "model_card.md"
 MANIFEST_FILE = "manifest.json"
 STARTER_NUMBER = 0
+LEFTOVER_SECONDS = 3600
 
 
 class VersionError(Exception):
@@ -105,9 +108,11 @@ class ProjectVersions:
         published by a run that was killed before it could move the pointer: it counts, so that no run's work is lost.
         """
         try:
-            text = self._current.read_text()
+            text = self._current.read_text(errors="replace")
         except FileNotFoundError:
             text = f"{STARTER_NUMBER} {STARTER_NUMBER}"
+        except OSError as error:
+            raise VersionError(f"{self._current} cannot be read ({error}).") from error
         match = re.fullmatch(r"([0-9]{1,12}) ([0-9]{1,12})\s*", text)
         if match is None:
             raise VersionError(f"{self._current} says {text[:30]!r}, not two numbers: remove it to serve the newest version.")
@@ -129,6 +134,8 @@ class ProjectVersions:
             values = json.loads(path.read_text())
             if values["format"] != FORMAT:
                 raise VersionError(f"{path} has format {values['format']}, this program reads {FORMAT}.")
+            if values["number"] != number or WEIGHTS_FILE not in dict(values["files"]):
+                raise VersionError(f"{path} is not the manifest of version {number}, or names no {WEIGHTS_FILE}.")
             for field in ("labels", "thresholds"):
                 values[field] = tuple(values[field])
             values["golden_outputs"] = tuple(tuple(row) for row in values["golden_outputs"])
@@ -151,7 +158,10 @@ class ProjectVersions:
                 raise VersionError(f"{path} cannot be read ({error}).") from error
             if found != expected:
                 raise VersionError(f"{path} has sha256 {found}, published was {expected}: the file is damaged.")
-        return manifest, load_file(self.folder(number) / WEIGHTS_FILE)
+        try:
+            return manifest, load_file(self.folder(number) / WEIGHTS_FILE)
+        except (OSError, SafetensorError) as error:
+            raise VersionError(f"The weights of version {number} of project {self.project} cannot be read ({error}).") from error
 
     def publish(self, manifest: Manifest, weights: dict[str, Any], card: str) -> Manifest:
         """Write a version aside, rename it into place and make it current. Return the manifest as published.
@@ -185,7 +195,8 @@ class ProjectVersions:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         _sync(self._versions)
-        self.make_current(manifest.number)
+        # Not the newest that exists: a rival may have published a newer one meanwhile, which must not count as seen.
+        self._point(manifest.number, newest_seen=manifest.number)
         return published
 
     def make_current(self, number: int) -> None:
@@ -196,9 +207,12 @@ class ProjectVersions:
         """
         if number != STARTER_NUMBER and number not in self.numbers():
             raise VersionError(f"Project {self.project} has no version {number}; it has {self.numbers()}, and 0, the starter.")
+        self._point(number, newest_seen=max([number, *self.numbers()]))
+
+    def _point(self, number: int, newest_seen: int) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         aside = self._current.with_name(f".current.{uuid.uuid4().hex}")
-        aside.write_text(f"{number} {max([number, *self.numbers()])}\n")
+        aside.write_text(f"{number} {newest_seen}\n")
         _sync(aside)
         aside.replace(self._current)
         _sync(self.root)
@@ -208,8 +222,15 @@ class ProjectVersions:
         return max([STARTER_NUMBER, *self.numbers()]) + 1
 
     def prune(self, keep: int) -> list[int]:
-        """Remove all but the newest `keep` versions and the current one; return what was removed."""
+        """Remove all but the newest `keep` versions and the current one; return what was removed.
+
+        What a killed process left aside goes too, once it is too old to be a publication under way.
+        """
         current = self.current()
+        for leftover in [*self._versions.glob(".*.*"), *self.root.glob(".current.*")]:
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                remove = shutil.rmtree if leftover.is_dir() else Path.unlink
+                remove(leftover)
         removed = [number for number in self.numbers()[:-keep] if number != current]
         for number in removed:
             # Renamed first: a folder with a number is complete or gone, never half removed.

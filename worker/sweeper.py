@@ -17,6 +17,7 @@ from toxicity.versions import STARTER_NUMBER, ProjectVersions, VersionError
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
+LEAST_REST_SECONDS = 10.0
 
 
 class Sweeper:
@@ -44,8 +45,11 @@ class Sweeper:
         now = self._examples.now()
         for project, since in self._examples.behind().items():
             watermark = self._watermark(project)
+            newest = self._examples.newest_event(project)  # read first: what comes meanwhile is not overlooked
             pending = len(self._examples.changed_since(project, watermark))
-            if pending and is_due(pending, now - since, self._settings) and not self._resting(project):
+            if not pending:
+                self._examples.caught_up(project, newest or watermark)
+            elif is_due(pending, now - since, self._settings) and not self._resting(project):
                 self._queue.request(project)
                 requested.append(project)
         return requested
@@ -62,7 +66,7 @@ class Sweeper:
     def _resting(self, project: int) -> bool:
         """After a run that failed for good the project rests, so that a fault does not become a hot loop."""
         failed = self._queue.failed_seconds_ago(project)
-        return failed is not None and failed < self._settings.train_wait
+        return failed is not None and failed < max(self._settings.train_wait, LEAST_REST_SECONDS)
 
     def _run(self) -> None:
         while not self._stopping.wait(SWEEP_SECONDS):

@@ -6,18 +6,16 @@ line leaves the live version and the examples as they were: the only act that co
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import redis
-from redis.lock import Lock
 from rq import get_current_job
 
 from toxicity.classifier import Classifier
+from toxicity.comments import LabelledComment
 from toxicity.examples import BEGINNING, ExampleStore, Snapshot
-from toxicity.fine_tuning import LabelledComment, Progress, TrainingPlan, fine_tune, replay_indices
+from toxicity.fine_tuning import Progress, TrainingPlan, fine_tune, replay_indices
 from toxicity.label_studio import Changes
 from toxicity.label_studio_api import annotations_in_label_studio
 from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
@@ -25,11 +23,11 @@ from toxicity.loading import EncoderChangedError, golden_outputs, load_starter, 
 from toxicity.redis_connection import connect_patiently
 from toxicity.settings import Settings, settings_from_environment
 from toxicity.training_queue import TrainingQueue
-from toxicity.versions import LoadedVersion, Manifest, ProjectVersions
+from toxicity.versions import LoadedVersion, Manifest, ProjectVersions, VersionError
+from worker.project_lock import ProjectLock
 
 logger = logging.getLogger(__name__)
 
-LOCK_SECONDS = 120
 REPORT_SECONDS = 1.0
 LEAST_REPLAY = 48  # three batches: fewer do not hold a network in place
 
@@ -39,12 +37,12 @@ def train_project(project: int) -> dict[str, Any]:
     settings = settings_from_environment()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     connection = connect_patiently(settings)
-    with _only_run(connection, project) as lock:
+    with ProjectLock(connection, project) as lock:
         _take_over(settings, connection, project)
         return learn_and_publish(settings, ExampleStore(connection), project, lock)
 
 
-def learn_and_publish(settings: Settings, store: ExampleStore, project: int, lock: Lock | None = None) -> dict[str, Any]:
+def learn_and_publish(settings: Settings, store: ExampleStore, project: int, lock: ProjectLock | None = None) -> dict[str, Any]:
     """Learn what is new since the live version and publish the result as the next one; nothing new, nothing published.
 
     Raises:
@@ -52,7 +50,9 @@ def learn_and_publish(settings: Settings, store: ExampleStore, project: int, loc
     """
     versions = ProjectVersions(settings.models_dir(), project)
     _report(stage="loading")
-    parent = _parent(settings, versions)
+    number = versions.next_number()  # before training: a rival run from the same parent gets the same one, and one of them wins
+    in_service = versions.current()
+    parent = _parent(settings, versions, in_service)
     snapshot = store.snapshot(project, parent.watermark)
     chosen = _chosen_tasks(settings, snapshot)
     comments = store.comments(project, snapshot, chosen)
@@ -64,29 +64,18 @@ def learn_and_publish(settings: Settings, store: ExampleStore, project: int, loc
     plan = TrainingPlan(settings.train_epochs, settings.learning_rate, seed=parent.number)
     loss = _train(classifier, comments, plan, lock)
     _report(stage="publishing")
-    manifest = _manifest(versions, parent, snapshot, classifier, plan, len(comments), loss)
+    manifest = _manifest(number, parent, snapshot, classifier, plan, len(comments), loss)
     if lock is not None:
-        lock.reacquire()  # raises where another run took over: its version counts, not this one
+        lock.require()
+    if versions.current() != in_service:
+        raise VersionError(
+            f"Project {project} was rolled back or swapped while it was trained: this run starts again from there."
+        )
     versions.publish(manifest, classifier.weights(), model_card(manifest, project, settings))
     removed = versions.prune(settings.keep_versions)
     store.caught_up(project, snapshot.watermark)
     logger.info("project %d: %s published, %d pruned", project, manifest.name, len(removed))
     return {"published": manifest.name, "examples": len(comments), "new": len(snapshot.changed), "loss": loss}
-
-
-@contextmanager
-def _only_run(connection: redis.Redis, project: int) -> Iterator[Lock]:
-    """Hold the project's lock. It saves work that a rival run would throw away; what keeps versions right is publish()."""
-    lock = connection.lock(
-        f"toxicity:{{{project}}}:training", timeout=LOCK_SECONDS, thread_local=False, blocking_timeout=LOCK_SECONDS
-    )
-    if not lock.acquire():
-        raise RuntimeError(f"Project {project} is being trained by another run; this one is tried again.")
-    try:
-        yield lock
-    finally:
-        if lock.owned():
-            lock.release()
 
 
 def _take_over(settings: Settings, connection: redis.Redis, project: int) -> None:
@@ -108,9 +97,9 @@ def _take_over(settings: Settings, connection: redis.Redis, project: int) -> Non
     queue.everything_done(project)
 
 
-def _parent(settings: Settings, versions: ProjectVersions) -> LoadedVersion:
+def _parent(settings: Settings, versions: ProjectVersions, number: int) -> LoadedVersion:
     try:
-        return load_version(settings, versions, versions.current())
+        return load_version(settings, versions, number)
     except EncoderChangedError as error:
         logger.warning("%s Starting anew from the starter, with every example.", error)
         return load_starter(settings)
@@ -124,7 +113,7 @@ def _chosen_tasks(settings: Settings, snapshot: Snapshot) -> list[int]:
     return sorted(snapshot.changed) + [older[index] for index in replayed]
 
 
-def _train(classifier: Classifier, comments: list[LabelledComment], plan: TrainingPlan, lock: Lock | None) -> float:
+def _train(classifier: Classifier, comments: list[LabelledComment], plan: TrainingPlan, lock: ProjectLock | None) -> float:
     last_report = 0.0
 
     def report(progress: Progress) -> None:
@@ -133,7 +122,7 @@ def _train(classifier: Classifier, comments: list[LabelledComment], plan: Traini
             last_report = time.monotonic()
             _report(stage="training", step=progress.step, steps=progress.steps, loss=round(progress.loss, 4))
             if lock is not None:
-                lock.reacquire()
+                lock.require()
 
     return fine_tune(classifier, comments, plan, report)
 
@@ -147,7 +136,7 @@ def _report(**progress: object) -> None:
 
 
 def _manifest(
-    versions: ProjectVersions,
+    number: int,
     parent: LoadedVersion,
     snapshot: Snapshot,
     classifier: Classifier,
@@ -156,7 +145,7 @@ def _manifest(
     loss: float,
 ) -> Manifest:
     return Manifest(
-        number=versions.next_number(),
+        number=number,
         parent=parent.number,
         watermark=snapshot.watermark,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
