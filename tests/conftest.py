@@ -5,7 +5,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -15,6 +17,13 @@ from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
 from toxicity.redis_connection import redis_server_command, socket_path
 from toxicity.settings import Settings
 from toxicity.versions import LoadedVersion, Manifest, ProjectVersions
+
+if TYPE_CHECKING:
+    from toxicity.classifier import Classifier
+
+# The same cases in every run: a test that fails at CI must fail at the desk.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 STAGES = ("tensorflow", "processes")  # the order in which tests run: quick ones first
 
@@ -108,3 +117,69 @@ def publish(versions: ProjectVersions, number: int, watermark: str = "0-0") -> M
     """Publish a version whose weights are a single number."""
     weights = {"weight": np.full(3, number, np.float32)}
     return versions.publish(manifest_of(number, number - 1, watermark), weights, "# card")
+
+
+@pytest.fixture(scope="session")
+def classifier(shared_data_dir: Path) -> "Classifier":
+    """The embedded encoder with a fresh head, shared by every test: nobody may change its weights."""
+    from toxicity.classifier import build_classifier
+
+    return build_classifier("embedded", shared_data_dir, 32)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.!"
+TINY_VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + letter for letter in LETTERS))
+
+
+def save_tiny_encoder(
+    folder: Path,
+    dictionary: bool = False,
+    vocabulary: Sequence[str] = TINY_VOCABULARY,
+    lower_case: bool = True,
+    sentence_piece: bytes | None = None,
+    **assets: Any,
+) -> Path:
+    """Save a BERT-shaped network of a few numbers in TensorFlow Hub's older form (a list in) or its newer one (a dictionary).
+
+    It has a vocab_file, or an sp_model_file where a SentencePiece model is given; `assets` replaces both.
+    """
+    import tensorflow as tf
+
+    random = np.random.default_rng(0)
+    shapes = {"embeddings": (len(TINY_VOCABULARY), 8), "layer/kernel": (8, 8), "layer/bias": (8,), "pooler/kernel": (8, 8)}
+    weights = {name: tf.Variable(random.normal(0, 0.5, shape), name=name, dtype=tf.float32) for name, shape in shapes.items()}
+    names = ("input_word_ids", "input_mask", "input_type_ids")
+
+    def call(inputs: Any, training: bool = False) -> Any:
+        word_ids = inputs["input_word_ids"] if dictionary else inputs[0]
+        embedded = tf.gather(weights["embeddings"], word_ids)
+        embedded = tf.nn.dropout(embedded, 0.1, seed=1) if training else embedded
+        sequence_output = tf.tanh(embedded @ weights["layer/kernel"] + weights["layer/bias"])
+        pooled_output = tf.tanh(sequence_output[:, 0] @ weights["pooler/kernel"])
+        if dictionary:
+            return {"pooled_output": pooled_output, "sequence_output": sequence_output}
+        return pooled_output, sequence_output
+
+    module = tf.train.Checkpoint()
+    module.variables = module.trainable_variables = list(weights.values())
+    module.regularization_losses = []
+    module.do_lower_case = tf.Variable(lower_case, trainable=False)
+    folder.mkdir(parents=True)
+    vocab_file, piece_file = folder / "vocab.txt", folder / "30k-clean.model"
+    vocab_file.write_text("\n".join(vocabulary), encoding="utf-8")
+    piece_file.write_bytes(sentence_piece or b"")
+    found = {"vocab_file": vocab_file} if sentence_piece is None else {"sp_model_file": piece_file}
+    for name, file in (assets or found).items():
+        setattr(module, name, tf.saved_model.Asset(str(file)))
+    specifications = {name: tf.TensorSpec((None, None), tf.int32, name) for name in names}
+    module.__call__ = tf.function(call)
+    for training in (True, False):
+        module.__call__.get_concrete_function(specifications if dictionary else list(specifications.values()), training=training)
+    tf.saved_model.save(module, str(folder / "saved"))
+    return folder / "saved"
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A handle for tests in which what the encoder knows does not matter: it builds and trains in no time."""
+    return save_tiny_encoder(tmp_path_factory.mktemp("tiny") / "bert")

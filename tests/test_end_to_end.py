@@ -1,0 +1,149 @@
+"""The product as its users have it: a real Label Studio, `make up`'s command, annotators who submit, and a new version."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.label_studio_server import LabelStudioServer
+from tests.stack_process import StackProcess
+from toxicity.label_studio import DEFAULT_CONFIG
+
+pytestmark = pytest.mark.processes
+
+FRIENDLY = [
+    "Thank you, this paragraph reads much better now.",
+    "I moved the table below the introduction.",
+    "Could you add a source for the second claim?",
+    "Good catch, the year was wrong indeed.",
+    "The map is from the public archive, so we may use it.",
+    "I agree with the merge, both pages say the same.",
+    "Welcome! The talk page is the right place to ask.",
+    "Reverted by mistake, sorry, I have put it back.",
+]
+RUDE = [
+    "What a stupid edit, only an idiot writes this.",
+    "You are a pathetic liar and everybody knows it.",
+    "Shut up, moron, nobody asked you.",
+    "This is garbage and so are you.",
+    "Get lost, you ignorant clown.",
+    "Damn fool, keep your filthy hands off this page.",
+    "I will find you and you will regret this edit.",
+    "Your whole kind should be banned from here.",
+]
+COMMENTS = [comment for pair in zip(FRIENDLY, RUDE, strict=True) for comment in pair] + [
+    f"{FRIENDLY[k % 8]} Part {k} is done." if k % 2 else f"{RUDE[k % 8]} And again, number {k}." for k in range(24)
+]
+
+
+class Moderator(threading.Thread):
+    """Asks for one prediction after the other for as long as the test runs, and keeps every answer."""
+
+    def __init__(self, url: str, project: int) -> None:
+        super().__init__(daemon=True)
+        self._url, self._project = f"{url}/predict", f"{project}.1795389861"
+        self._done = threading.Event()
+        self.failures: list[str] = []
+        self.versions: list[str] = []
+
+    def run(self) -> None:
+        tasks = [{"id": k, "data": {"text": COMMENTS[k]}} for k in range(3)]
+        body = {"tasks": tasks, "project": self._project, "label_config": DEFAULT_CONFIG, "params": {}}
+        with httpx.Client(timeout=100) as client:
+            while not self._done.is_set():
+                try:
+                    results = client.post(self._url, json=body).raise_for_status().json()["results"]
+                    named = {result["model_version"] for result in results}
+                    if len(results) != 3 or len(named) != 1:
+                        self.failures.append(f"{len(results)} results of versions {named}")
+                    self.versions.extend(named)
+                except Exception as error:
+                    self.failures.append(repr(error))
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        self._done.set()
+        self.join()
+
+
+@pytest.fixture(scope="module")
+def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
+    server = LabelStudioServer(tmp_path_factory.mktemp("label-studio") / "data")
+    yield server
+    server.stop()
+
+
+def test_a_comment_labelled_in_label_studio_changes_the_next_prediction(label_studio: LabelStudioServer, tmp_path: Path) -> None:
+    assert len(COMMENTS) == len(set(COMMENTS)) == 40
+    credentials = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.token}
+    stack = StackProcess(tmp_path / "data", TRAIN_AFTER="8", TRAIN_WAIT="300", SWAP_POLL="0.5", **credentials)
+    try:
+        stack.wait_until_ready()
+        project = label_studio.create_project(DEFAULT_CONFIG, COMMENTS)
+        backend = connect(label_studio, stack, project)
+        before = predictions_of(label_studio, project, "v0")
+        moderator = Moderator(stack.url, project)
+        moderator.start()
+
+        tasks = sorted(before)
+        label_studio.annotate(tasks[20], [], skip=True)
+        wrong = label_studio.annotate(tasks[21], ["threat"])
+        label_studio.delete(f"/api/annotations/{wrong}/")
+        for position in range(8):  # the even ones are friendly: clean comments are examples too
+            label_studio.annotate(tasks[position], ["toxic", "insult"] if position % 2 else [])
+        stack.wait_for(lambda: "v1" in moderator.versions, 180)
+
+        after = predictions_of(label_studio, project, "v1")
+        changed = [task for task in tasks if after[task]["score"] != before[task]["score"]]
+        assert len(changed) == 40
+        assert "Trained on 8 annotated comments" in model_card(stack, project, 1)  # neither the skipped one nor the deleted one
+
+        start_training_takes_over_what_was_imported_with_annotations(label_studio, stack, project, backend)
+        stack.wait_for(lambda: "v2" in moderator.versions, 180)
+        moderator.stop()
+        assert moderator.failures == []
+        in_order = [version for k, version in enumerate(moderator.versions) if k == 0 or moderator.versions[k - 1] != version]
+        assert in_order == ["v0", "v1", "v2"]
+        print(f"{len(moderator.versions)} predictions by {' then '.join(in_order)}, {len(moderator.failures)} failed")
+        assert not any(comment in stack.logs() for comment in COMMENTS)
+    finally:
+        code = stack.stop()
+    assert code == 0
+
+
+def connect(label_studio: LabelStudioServer, stack: StackProcess, project: int) -> int:
+    backend = label_studio.post("/api/ml/", {"project": project, "url": stack.url, "title": "Toxicity"})
+    assert backend["readable_state"] == "Connected"
+    assert backend["model_version"] == "v0"
+    webhooks = label_studio.get(f"/api/webhooks/?project={project}")
+    assert [webhook["url"] for webhook in webhooks] == [f"{stack.url}/webhook"]
+    assert label_studio.get(f"/api/ml/{backend['id']}/versions")["versions"] == ["v0"]
+    identifier: int = backend["id"]
+    return identifier
+
+
+def predictions_of(label_studio: LabelStudioServer, project: int, version: str) -> dict[int, dict[str, object]]:
+    """Retrieve predictions as the Data Manager does; there must be one of this version for every task."""
+    label_studio.retrieve_predictions(project)
+    predictions = label_studio.predictions(project, version)
+    assert sorted(predictions) == [task["id"] for task in label_studio.tasks(project)]
+    return predictions
+
+
+def start_training_takes_over_what_was_imported_with_annotations(
+    label_studio: LabelStudioServer, stack: StackProcess, project: int, backend: int
+) -> None:
+    """Label Studio sends no event for annotations that come with an import: START_TRAINING fetches them."""
+    region = {"from_name": "toxicity", "to_name": "text", "type": "choices", "value": {"choices": ["toxic", "obscene"]}}
+    tasks = [{"data": {"text": f"{RUDE[k]} (imported)"}, "annotations": [{"result": [region]}]} for k in range(3)]
+    label_studio.post(f"/api/projects/{project}/import", tasks)
+    label_studio.post(f"/api/ml/{backend}/train")
+    stack.wait_for(lambda: (stack.data_dir / "models" / str(project) / "versions" / "2").exists(), 180)
+    assert "3 of them new or changed" in model_card(stack, project, 2)
+
+
+def model_card(stack: StackProcess, project: int, version: int) -> str:
+    return (stack.data_dir / "models" / str(project) / "versions" / str(version) / "model_card.md").read_text()

@@ -1,0 +1,151 @@
+"""The sweeper on a real Redis: which projects it queues a training run for."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+from rq.job import JobStatus
+from rq.utils import utcformat
+
+from tests.conftest import publish
+from toxicity.examples import BEGINNING, BEHIND_KEY, ExampleStore
+from toxicity.label_studio import Annotation, Changes
+from toxicity.settings import Settings
+from toxicity.training_queue import TrainingQueue
+from toxicity.versions import ProjectVersions
+from worker.sweeper import Sweeper
+
+TOXIC = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.fixture
+def due_settings(redis_settings: Settings) -> Settings:
+    return replace(redis_settings, train_after=3, train_wait=60)
+
+
+@pytest.fixture
+def store(connection: redis.Redis) -> ExampleStore:
+    return ExampleStore(connection)
+
+
+@pytest.fixture
+def training(connection: redis.Redis, due_settings: Settings) -> TrainingQueue:
+    return TrainingQueue(connection, due_settings)
+
+
+@pytest.fixture
+def sweeper(connection: redis.Redis, due_settings: Settings) -> Sweeper:
+    return Sweeper(connection, due_settings)
+
+
+def annotate(store: ExampleStore, *tasks: int, project: int = 1) -> None:
+    for task in tasks:
+        store.apply(Changes(project, annotations=(Annotation(task, task, "2026-01-01T10:00:00Z", "text", TOXIC),)))
+
+
+def age(connection: redis.Redis, store: ExampleStore, seconds: int, project: int = 1) -> None:
+    """Let a project be behind for so many seconds."""
+    connection.zadd(BEHIND_KEY, {str(project): store.now() - seconds})
+
+
+def test_nothing_is_due_where_nothing_was_annotated(sweeper: Sweeper, training: TrainingQueue) -> None:
+    assert sweeper.sweep() == []
+    assert training.queue.get_job_ids() == []
+
+
+def test_a_project_is_due_at_train_after_and_not_before(sweeper: Sweeper, store: ExampleStore, training: TrainingQueue) -> None:
+    annotate(store, 1, 2)
+    assert sweeper.sweep() == []
+    annotate(store, 3)
+    assert sweeper.sweep() == [1]
+    assert training.queue.get_job_ids() == ["train-1-0"]
+
+
+def test_one_example_is_due_at_train_wait_and_not_before(
+    sweeper: Sweeper, store: ExampleStore, connection: redis.Redis, training: TrainingQueue
+) -> None:
+    annotate(store, 1)
+    age(connection, store, 55)
+    assert sweeper.sweep() == []
+    age(connection, store, 61)
+    assert sweeper.sweep() == [1]
+    assert training.queue.get_job_ids() == ["train-1-0"]
+
+
+def test_nothing_is_due_after_a_version_that_learned_everything_was_published(
+    sweeper: Sweeper, store: ExampleStore, connection: redis.Redis, due_settings: Settings
+) -> None:
+    annotate(store, 1, 2, 3)
+    publish(ProjectVersions(due_settings.models_dir(), 1), 1, store.snapshot(1, BEGINNING).watermark)
+    age(connection, store, 1000)  # and yet behind: the run was killed between publishing and saying so
+    assert sweeper.sweep() == []
+
+
+def test_only_what_came_after_the_live_versions_watermark_counts(
+    sweeper: Sweeper, store: ExampleStore, due_settings: Settings
+) -> None:
+    annotate(store, 1, 2, 3)
+    publish(ProjectVersions(due_settings.models_dir(), 1), 1, store.snapshot(1, BEGINNING).watermark)
+    annotate(store, 4, 5)
+    assert sweeper.sweep() == []
+    annotate(store, 6)
+    assert sweeper.sweep() == [1]
+
+
+def test_a_run_killed_after_publishing_does_not_make_the_next_example_due_at_once(
+    sweeper: Sweeper, store: ExampleStore, connection: redis.Redis, due_settings: Settings
+) -> None:
+    annotate(store, 1)
+    publish(ProjectVersions(due_settings.models_dir(), 1), 1, store.snapshot(1, BEGINNING).watermark)
+    age(connection, store, 1000)
+    sweeper.sweep()
+    annotate(store, 2)
+    assert sweeper.sweep() == []
+
+
+def test_a_withdrawn_example_does_not_make_the_next_example_due_at_once(
+    sweeper: Sweeper, store: ExampleStore, connection: redis.Redis
+) -> None:
+    annotate(store, 1)
+    store.apply(Changes(1, deleted_annotations=(1,)))
+    age(connection, store, 1000)
+    assert sweeper.sweep() == []
+    assert store.behind() == {}
+    annotate(store, 2)
+    assert sweeper.sweep() == []
+
+
+def test_a_project_rests_after_a_failure_and_is_tried_again_later(
+    sweeper: Sweeper, store: ExampleStore, connection: redis.Redis, training: TrainingQueue
+) -> None:
+    annotate(store, 1, 2, 3)
+    sweeper.sweep()
+    job = training.current_run(1)
+    assert job is not None
+    training.queue.remove(job)
+    job.set_status(JobStatus.FAILED)
+    for seconds, due in ((5, []), (55, []), (61, [1])):
+        connection.hset(job.key, "ended_at", utcformat(datetime.now(UTC) - timedelta(seconds=seconds)))
+        assert sweeper.sweep() == due
+    assert training.queue.get_job_ids() == ["train-1-1"]
+
+
+def test_two_projects_are_independent(sweeper: Sweeper, store: ExampleStore, connection: redis.Redis) -> None:
+    annotate(store, 1, 2, 3, project=1)
+    annotate(store, 4, project=2)
+    assert sweeper.sweep() == [1]
+    age(connection, store, 61, project=2)
+    assert sorted(sweeper.sweep()) == [1, 2]
+
+
+def test_a_project_whose_versions_cannot_be_read_keeps_no_other_from_training(
+    sweeper: Sweeper, store: ExampleStore, due_settings: Settings
+) -> None:
+    annotate(store, 1, 2, 3, project=1)
+    annotate(store, 4, 5, 6, project=2)
+    current = due_settings.models_dir() / "1" / "current"
+    current.parent.mkdir(parents=True)
+    for garbage in (b"garbage", b"\xff\xfe"):
+        current.write_bytes(garbage)
+        assert 2 in sweeper.sweep()
