@@ -9,6 +9,7 @@ from gunicorn.app.wsgiapp import WSGIApplication
 
 from toxicity.settings import settings_from_environment
 
+SPARE_THREADS = 16  # beside those for predictions: /health has 1 s to answer, whatever the model does
 REQUEST_SECONDS = 100  # Label Studio gives /predict as long
 
 
@@ -22,7 +23,7 @@ def main() -> None:
         "--bind": f"{settings.host}:{settings.port}",
         "--worker-class": "gthread",
         "--workers": "1",
-        "--threads": str(settings.threads),
+        "--threads": str(settings.threads + SPARE_THREADS),
         "--timeout": str(REQUEST_SECONDS),
         "--graceful-timeout": str(REQUEST_SECONDS),
         "--log-level": settings.log_level.lower(),

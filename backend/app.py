@@ -5,19 +5,24 @@ never a traceback; a log never gets a comment's text.
 """
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis
 from flask import Flask, Response, jsonify, request
-from werkzeug.exceptions import BadRequest, HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException, ServiceUnavailable
 
 from backend.model import Services, ToxicityModel, build_services
-from toxicity.label_studio import LabelStudioError, project_id, read_config
-from toxicity.settings import Settings, settings_from_environment
+from toxicity.label_studio import project_id
+from toxicity.labelling_config import LabellingConfigError, LabelStudioError, read_config
+from toxicity.settings import LOG_FORMAT, Settings, settings_from_environment
 from toxicity.versions import STARTER_NUMBER, ProjectVersions, projects_with_versions, version_name
 
 logger = logging.getLogger(__name__)
 
+SLOT_SECONDS = 0.5  # a longer wait would hold one of the threads that /health needs
 MAX_REQUEST_BYTES = 256 * 1024 * 1024  # 3,000 tasks with comments of ordinary length take about 3 MB
 
 
@@ -25,7 +30,7 @@ def create_app(settings: Settings | None = None, services: Services | None = Non
     """Return the application with its live models started; without arguments, from the environment (for gunicorn)."""
     if settings is None:
         settings = settings_from_environment()
-        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
     if services is None:
         services = build_services(settings)
         services.live_models.start()
@@ -39,6 +44,8 @@ def create_app(settings: Settings | None = None, services: Services | None = Non
 
 
 def _add_routes(app: Flask, settings: Settings, services: Services) -> None:
+    slots = threading.BoundedSemaphore(settings.threads)
+
     @app.get("/")
     @app.get("/health")
     def health() -> Response:
@@ -58,7 +65,8 @@ def _add_routes(app: Flask, settings: Settings, services: Services) -> None:
         if not isinstance(tasks, list):
             raise LabelStudioError(f"'tasks' is {_kind(tasks)}; expected a list of Label Studio tasks.")
         model = ToxicityModel(_config_text(body), services=services, project=body.get("project"))
-        return jsonify(results=model.predict(tasks))
+        with _prediction_slot(slots):
+            return jsonify(results=model.predict(tasks))
 
     @app.post("/webhook")
     def webhook() -> tuple[Response, int]:
@@ -75,6 +83,19 @@ def _add_routes(app: Flask, settings: Settings, services: Services) -> None:
         projects = projects_with_versions(settings.models_dir()) if asked is None else [asked]
         numbers = {number for project in projects for number in ProjectVersions(settings.models_dir(), project).numbers()}
         return jsonify(versions=[version_name(number) for number in sorted({STARTER_NUMBER, *numbers})])
+
+
+@contextmanager
+def _prediction_slot(slots: threading.BoundedSemaphore) -> Iterator[None]:
+    """Hold one of the slots for predictions: the threads beside them keep /health, /setup and /webhook answering."""
+    if not slots.acquire(timeout=SLOT_SECONDS):
+        raise ServiceUnavailable(
+            "Every thread is busy with predictions: try again, ask for fewer tasks at once, or raise THREADS.", retry_after=5
+        )
+    try:
+        yield
+    finally:
+        slots.release()
 
 
 def _body() -> dict[str, Any]:
@@ -101,6 +122,9 @@ def _kind(value: object) -> str:
 def _add_error_answers(app: Flask) -> None:
     @app.errorhandler(LabelStudioError)
     def refuse(error: LabelStudioError) -> tuple[Response, int]:
+        # Label Studio shows nobody the answer's body and sends its users here, to the log. What a payload holds stays out.
+        reason = str(error) if isinstance(error, LabellingConfigError) else "the answer says why"
+        logger.warning("%s refused: %s", request.path, reason)
         return jsonify(error=str(error)), 400
 
     @app.errorhandler(redis.RedisError)
@@ -111,7 +135,9 @@ def _add_error_answers(app: Flask) -> None:
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> tuple[Response, int]:
         description = "The body is no JSON that can be read." if isinstance(error, BadRequest) else error.description
-        return jsonify(error=description), error.code or 500
+        answer = jsonify(error=description)
+        answer.headers.extend({name: value for name, value in error.get_headers() if name == "Retry-After"})
+        return answer, error.code or 500
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> tuple[Response, int]:

@@ -5,6 +5,7 @@ reference is replaced, so a request that took the old one finishes on it. A vers
 the old one goes on.
 """
 
+import gc
 import logging
 import threading
 import time
@@ -75,20 +76,27 @@ class LiveModels:
 
     def swap_where_behind(self) -> None:
         """Look once for newly published (or rolled back) versions, and swap to them."""
-        for project, live in list(self._live.items()):
-            if project is None:
-                continue
-            try:
-                wanted = self._versions(project).current()
-            except (VersionError, OSError) as error:
-                logger.error("project %d: stays on %s: %s", project, live.name, error)
-                continue
-            if wanted != live.number and not self._is_refused(project, wanted):
-                with self._loading:
-                    newer = self._checked(project, wanted)
-                if newer is not None:
-                    self._live[project] = newer
-                    logger.info("project %d: swapped %s for %s", project, live.name, newer.name)
+        for project in [project for project in list(self._live) if project is not None]:
+            in_service = self._live[project].name
+            if self._swap(project):
+                # Keras models are reference cycles: without this the old one would stay until some later collection.
+                gc.collect()
+                logger.info("project %d: swapped %s for %s", project, in_service, self._live[project].name)
+
+    def _swap(self, project: int) -> bool:
+        try:
+            wanted = self._versions(project).current()
+        except (VersionError, OSError) as error:
+            logger.error("project %d: stays on %s: %s", project, self._live[project].name, error)
+            return False
+        if wanted == self._live[project].number or self._is_refused(project, wanted):
+            return False
+        with self._loading:
+            newer = self._checked(project, wanted)
+        if newer is None:
+            return False
+        self._live[project] = newer
+        return True
 
     def _follow(self) -> None:
         while True:

@@ -14,18 +14,8 @@ from label_studio_ml.model import LabelStudioMLBase
 
 from backend.live_model import LiveModels
 from toxicity.examples import ExampleStore
-from toxicity.label_studio import (
-    DEFAULT_CONFIG,
-    TRAINING_EVENTS,
-    Changes,
-    LabelStudioError,
-    comment_text,
-    prediction,
-    project_id,
-    read_annotation,
-    read_config,
-    read_event,
-)
+from toxicity.label_studio import TRAINING_EVENTS, Changes, comment_text, prediction, project_id, read_event, readable_annotations
+from toxicity.labelling_config import DEFAULT_CONFIG, LabelStudioError, read_config
 from toxicity.redis_connection import connect_tightly
 from toxicity.settings import Settings, settings_from_environment
 from toxicity.training_queue import TrainingQueue
@@ -51,7 +41,9 @@ def build_services(settings: Settings) -> Services:
 @cache
 def services_of_this_process() -> Services:
     """Return services read from the environment: for label-studio-ml's server, which makes a model object for each /setup."""
-    return build_services(settings_from_environment())
+    services = build_services(settings_from_environment())
+    services.live_models.start()
+    return services
 
 
 class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml carries no types
@@ -101,26 +93,24 @@ class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml 
             return self._record(read_event(kwargs["event"], kwargs.get("data") or {}))
         tasks = list(tasks)
         project = self.project if self.project is not None else _project_of(tasks)
-        annotations = [
-            read
-            for task in tasks
-            for annotation in task.get("annotations") or []
-            if (read := read_annotation(annotation, task, self._config)) is not None
-        ]
+        annotated = [(annotation, task) for task in tasks for annotation in task.get("annotations") or []]
+        annotations, unreadable = readable_annotations(annotated, self._config)
         if not annotations:
             return {"changed": 0}
         if project is None:
             raise LabelStudioError(
                 "These tasks name no project: give them as Label Studio has them, or pass project=ID to the model."
             )
-        return self._record(Changes(project, annotations=tuple(annotations)))
+        return self._record(Changes(project, annotations=tuple(annotations), unreadable=unreadable))
 
     def _record(self, changes: Changes) -> dict[str, Any]:
         changed = self.services.examples.apply(changes)
         answer: dict[str, Any] = {"changed": changed}
         if changes.start_training and changes.project is not None:
-            self.services.training.request_everything(changes.project)
+            self.services.training.request_take_over(changes.project)
             answer["job"] = self.services.training.request(changes.project)
+        if changes.unreadable:
+            logger.warning("project %s: %d annotations could not be read and are left out", changes.project, changes.unreadable)
         logger.info("project %s: %d examples changed", changes.project, changed)
         return answer
 

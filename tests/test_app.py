@@ -23,7 +23,7 @@ from backend.live_model import LiveModels, Loader
 from backend.model import Services
 from tests.conftest import load_without_tensorflow, publish
 from toxicity.examples import BEGINNING, ExampleStore
-from toxicity.label_studio import DEFAULT_CONFIG
+from toxicity.labelling_config import DEFAULT_CONFIG
 from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
 from toxicity.redis_connection import connect_tightly
 from toxicity.settings import Settings
@@ -323,7 +323,7 @@ def test_start_training_queues_a_run_and_answers_its_id(
     assert answers == [{"changed": 0, "job": "train-1-0"}] * 2
     training = TrainingQueue(connection, redis_settings)
     assert training.queue.get_job_ids() == ["train-1-0"]
-    assert training.everything_requested(1)
+    assert training.awaiting_take_over() == [1]
     assert CANARY not in repr(connection.hgetall("rq:job:train-1-0"))
 
 
@@ -402,3 +402,41 @@ def test_versions_lists_the_starter_and_what_was_published(client: FlaskClient, 
     assert client.get("/versions?project=3").json == {"versions": ["v0"]}
     assert client.get("/versions").json == {"versions": ["v0", "v1", "v2", "v10"]}
     assert client.get("/versions?project=x").status_code == 400
+
+
+def test_when_every_slot_is_taken_a_prediction_is_refused_and_the_rest_answers(
+    redis_settings: Settings, connection: redis.Redis
+) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    class Slow:
+        def predict(self, comments: Sequence[str]) -> npt.NDArray[np.float32]:
+            entered.set()
+            assert leave.wait(30)
+            return np.zeros((len(comments), len(LABELS)), np.float32)
+
+    def load_slow(settings: Settings, versions: ProjectVersions, number: int) -> LoadedVersion:
+        return LoadedVersion(number, DEFAULT_THRESHOLDS, BEGINNING, Slow())
+
+    app = create_app(replace(redis_settings, threads=1), services_of(redis_settings, load_slow))
+    body = {"tasks": [{"data": {"text": "hello"}}]}
+    statuses: list[int] = []
+    first = threading.Thread(target=lambda: statuses.append(app.test_client().post("/predict", json=body).status_code))
+    first.start()
+    assert entered.wait(30)
+    refused = app.test_client().post("/predict", json=body)
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+    assert "raise THREADS" in refused.get_json()["error"]
+    assert app.test_client().get("/health").status_code == 200
+    assert app.test_client().post("/setup", json={}).get_json() == {"model_version": "v0"}
+    leave.set()
+    first.join()
+    assert statuses == [200]
+    assert app.test_client().post("/predict", json=body).status_code == 200
+
+
+def test_why_a_config_does_not_fit_stands_in_the_log_to_which_label_studio_sends_its_users(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert client.post("/setup", json={"project": "1.2", "schema": IMAGES_ONLY}).status_code == 400
+    assert any("/setup refused: The labelling config has no <Text" in record.getMessage() for record in caplog.records)

@@ -44,7 +44,7 @@ def listed(*rows: str) -> list[str]:
 
 def test_versions_of_a_fresh_installation_are_only_the_header(capsys: Capture, data_dir: Path) -> None:
     assert main(["versions"]) == 0
-    assert printed(capsys) == listed()
+    assert printed(capsys) == ["No project has trained yet: v0, the starter, answers for every one."]
     assert list(data_dir.iterdir()) == []
 
 
@@ -74,7 +74,10 @@ def test_a_project_that_never_trained_is_served_by_the_starter(capsys: Capture) 
 @pytest.mark.parametrize("typed", ["v1", "1"])
 def test_rollback_puts_an_older_version_in_service(versions: ProjectVersions, capsys: Capture, typed: str) -> None:
     assert main(["rollback", typed, "--project", "7"]) == 0
-    assert printed(capsys) == ["project 7: v1 is in service; every process swaps to it by itself"]
+    assert printed(capsys) == [
+        "project 7: v1 is in service; every process swaps to it by itself",
+        "The next training run starts from it and learns every annotation since. Correct or delete wrong ones before that.",
+    ]
     assert versions.current() == 1
 
 
@@ -101,7 +104,7 @@ def test_rollback_to_a_version_that_does_not_exist_fails_and_changes_nothing(ver
         (["predict"], "invalid choice: 'predict'"),
         (["rollback", "v1"], "the following arguments are required: --project"),
         (["rollback", "--project", "7"], "the following arguments are required: version"),
-        (["rollback", "newest", "--project", "7"], "value: 'newest'"),
+        (["rollback", "newest", "--project", "7"], "'newest' is no version: give one like v3"),
         (["starter"], "the following arguments are required: corpus"),
         (["versions", "--project", "x"], "--project: invalid int value: 'x'"),
     ],

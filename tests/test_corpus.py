@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from toxicity.comments import LabelledComment
-from toxicity.corpus import read_corpus
+from toxicity.corpus import anchors_file, read_corpus
 
 HEADER = "id,comment_text,toxic,severe_toxic,obscene,threat,insult,identity_hate\n"
 CLEAN = (0.0,) * 6
@@ -93,3 +93,11 @@ def test_an_empty_file_is_refused(file: Path) -> None:
 def test_a_file_without_labelled_rows_is_refused(file: Path) -> None:
     assert "no labelled comment" in refusal(file, HEADER)
     assert "no labelled comment" in refusal(file, HEADER + "1,unscored,-1,-1,-1,-1,-1,-1\n")
+
+
+def test_the_anchors_that_ship_show_every_label_and_friendly_comments_too() -> None:
+    anchors = read_corpus(anchors_file())
+    assert len({anchor.text for anchor in anchors}) == len(anchors) >= 64
+    for column in range(6):
+        assert sum(anchor.targets[column] == 1 for anchor in anchors) >= 5
+    assert sum(not any(anchor.targets) for anchor in anchors) >= 20

@@ -16,8 +16,9 @@ from tests.conftest import save_tiny_encoder
 from tests.make_encoder_reference import FILE, SENTENCES
 from toxicity.classifier import build_classifier
 from toxicity.comments import LabelledComment
-from toxicity.encoder import EMBEDDED, Encoder, embedded_saved_model, load_encoder
+from toxicity.encoder import Encoder, embedded_saved_model, load_encoder
 from toxicity.fine_tuning import TrainingPlan, fine_tune
+from toxicity.settings import EMBEDDED
 from toxicity.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.tensorflow

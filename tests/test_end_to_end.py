@@ -1,5 +1,6 @@
 """The product as its users have it: a real Label Studio, `make up`'s command, annotators who submit, and a new version."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 
 from tests.label_studio_server import LabelStudioServer
 from tests.stack_process import StackProcess
-from toxicity.label_studio import DEFAULT_CONFIG
+from toxicity.labelling_config import DEFAULT_CONFIG
 
 pytestmark = pytest.mark.processes
 
@@ -85,6 +86,7 @@ def test_a_comment_labelled_in_label_studio_changes_the_next_prediction(label_st
         project = label_studio.create_project(DEFAULT_CONFIG, COMMENTS)
         backend = connect(label_studio, stack, project)
         before = predictions_of(label_studio, project, "v0")
+        loss_before = loss(stack, project)
         moderator = Moderator(stack.url, project)
         moderator.start()
 
@@ -92,14 +94,14 @@ def test_a_comment_labelled_in_label_studio_changes_the_next_prediction(label_st
         label_studio.annotate(tasks[20], [], skip=True)
         wrong = label_studio.annotate(tasks[21], ["threat"])
         label_studio.delete(f"/api/annotations/{wrong}/")
-        for position in range(8):  # the even ones are friendly: clean comments are examples too
-            label_studio.annotate(tasks[position], ["toxic", "insult"] if position % 2 else [])
+        for position in range(8):
+            label_studio.annotate(tasks[position], labels_of(position))
         stack.wait_for(lambda: "v1" in moderator.versions, 180)
 
         after = predictions_of(label_studio, project, "v1")
-        changed = [task for task in tasks if after[task]["score"] != before[task]["score"]]
-        assert len(changed) == 40
-        assert "Trained on 8 annotated comments" in model_card(stack, project, 1)  # neither the skipped one nor the deleted one
+        assert all(after[task]["score"] != before[task]["score"] for task in tasks)
+        assert loss(stack, project) < loss_before
+        assert "Learned 8 new or changed examples" in model_card(stack, project, 1)  # neither the skipped one nor the deleted one
 
         start_training_takes_over_what_was_imported_with_annotations(label_studio, stack, project, backend)
         stack.wait_for(lambda: "v2" in moderator.versions, 180)
@@ -112,6 +114,23 @@ def test_a_comment_labelled_in_label_studio_changes_the_next_prediction(label_st
     finally:
         code = stack.stop()
     assert code == 0
+
+
+def labels_of(position: int) -> list[str]:
+    """What the annotators say: the even ones are friendly, and clean comments are examples too."""
+    return ["toxic", "insult"] if position % 2 else []
+
+
+def loss(stack: StackProcess, project: int) -> float:
+    """The live version's mean cross-entropy on the comments that are annotated."""
+    tasks = [{"id": k, "data": {"text": COMMENTS[k]}} for k in range(8)]
+    results = stack.post("/predict", {"tasks": tasks, "project": f"{project}.1795389861"})["results"]
+    losses = [
+        -math.log(probability if label in labels_of(k) else 1 - probability)
+        for k, result in enumerate(results)
+        for label, probability in result["probabilities"].items()
+    ]
+    return sum(losses) / len(losses)
 
 
 def connect(label_studio: LabelStudioServer, stack: StackProcess, project: int) -> int:
@@ -142,7 +161,7 @@ def start_training_takes_over_what_was_imported_with_annotations(
     label_studio.post(f"/api/projects/{project}/import", tasks)
     label_studio.post(f"/api/ml/{backend}/train")
     stack.wait_for(lambda: (stack.data_dir / "models" / str(project) / "versions" / "2").exists(), 180)
-    assert "3 of them new or changed" in model_card(stack, project, 2)
+    assert "Learned 3 new or changed examples" in model_card(stack, project, 2)
 
 
 def model_card(stack: StackProcess, project: int, version: int) -> str:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from toxicity.classifier import Classifier, FloatArray, build_classifier
 from toxicity.comments import LabelledComment
-from toxicity.encoder import EMBEDDED
 from toxicity.fine_tuning import Progress, TrainingPlan, _schedule, _shuffled_batches, fine_tune, replay_indices
+from toxicity.settings import EMBEDDED
 
 pytestmark = pytest.mark.tensorflow
 
@@ -126,13 +126,25 @@ def test_a_loss_that_is_no_number_ends_the_run(tiny: Classifier) -> None:
         fine_tune(tiny, COMMENTS, PLAN)
 
 
-@given(st.integers(0, 60), st.integers(0, 300), st.integers(0, 6), st.integers(0, 60), st.integers(0, 9))
-def test_replay_draws_a_share_of_the_older_ones_each_once(new: int, older: int, share: int, at_least: int, seed: int) -> None:
-    drawn = replay_indices(new, older, share, at_least, seed)
-    assert len(drawn) == min(older, max(share * new, at_least))
+@given(
+    st.lists(st.sampled_from([(0.0,) * 6, (1.0,) + (0.0,) * 5, (None,) * 6]), max_size=300), st.integers(0, 80), st.integers(0, 9)
+)
+def test_replay_draws_so_many_of_the_older_ones_each_once(targets: list[tuple[float | None, ...]], count: int, seed: int) -> None:
+    drawn = replay_indices(targets, count, seed)
+    assert len(drawn) == min(len(targets), count)
     assert drawn == sorted(set(drawn))
-    assert all(0 <= index < older for index in drawn)
-    assert drawn == replay_indices(new, older, share, at_least, seed)
+    assert all(0 <= index < len(targets) for index in drawn)
+    assert drawn == replay_indices(targets, count, seed)
+
+
+def test_replay_draws_the_few_threats_from_among_the_many_clean_ones() -> None:
+    clean, toxic, threat = (0.0,) * 6, (1.0,) + (0.0,) * 5, (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+    targets = [clean] * 1000 + [toxic] * 100 + [threat] * 3
+    for seed in range(5):
+        drawn = replay_indices(targets, 40, seed)
+        assert {1100, 1101, 1102} <= set(drawn)
+        assert 15 <= sum(1000 <= index < 1100 for index in drawn) <= 25
+        assert sum(index < 1000 for index in drawn) >= 15
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 100, 1001])

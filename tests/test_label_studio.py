@@ -7,19 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toxicity.label_studio import (
-    DEFAULT_CONFIG,
-    Annotation,
-    Changes,
-    LabellingConfig,
-    LabelStudioError,
-    comment_text,
-    prediction,
-    project_id,
-    read_annotation,
-    read_config,
-    read_event,
-)
+from toxicity.label_studio import Annotation, Changes, comment_text, prediction, project_id, read_annotation, read_event
+from toxicity.labelling_config import DEFAULT_CONFIG, LabellingConfig, LabelStudioError, read_config
 from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
 
 Json = dict[str, Any]
@@ -340,3 +329,11 @@ def test_an_event_with_a_few_odd_fields_gives_changes_or_a_label_studio_error(pa
     payload[part] |= odd
     with contextlib.suppress(LabelStudioError):
         assert isinstance(read_event("ANNOTATION_CREATED", payload), Changes)
+
+
+def test_one_odd_annotation_in_a_bulk_event_does_not_cost_the_others() -> None:
+    tasks = [{"id": task, "data": {"text": f"comment {task}"}} for task in (1, 2, 3)]
+    annotations = [{"id": task, "task": task, "result": [] if task != 2 else "odd"} for task in (1, 2, 3)]
+    changes = read_event("ANNOTATIONS_CREATED", {"annotation": annotations, "task": tasks, "project": {"id": 1}})
+    assert [annotation.annotation_id for annotation in changes.annotations] == [1, 3]
+    assert changes.unreadable == 1

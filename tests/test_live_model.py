@@ -1,7 +1,9 @@
 """Live models over real version folders: which version answers, and when it is swapped."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -270,3 +272,22 @@ def test_under_load_every_answer_comes_from_the_version_that_it_names(follow: Li
         assert all(named == computed for named, computed in seen)
         assert [named for named, _ in seen] == sorted(named for named, _ in seen)
     assert len({named for seen in answers for named, _ in seen}) > 10  # the hammering did meet the swaps
+
+
+def test_after_a_swap_the_old_version_is_gone_from_memory(settings: Settings, versions: ProjectVersions) -> None:
+    def load_a_cycle(settings: Settings, versions: ProjectVersions, number: int) -> LoadedVersion:
+        loaded = load_without_tensorflow(settings, versions, number)
+        loaded.classifier.itself = loaded.classifier  # type: ignore[attr-defined] # as Keras models refer to themselves
+        return loaded
+
+    publish(versions, 1)
+    live_models = LiveModels(settings, load_a_cycle)
+    gc.disable()
+    try:
+        old = weakref.ref(live_models.of(1).classifier)
+        publish(versions, 2)
+        live_models.swap_where_behind()
+        assert live_models.of(1).number == 2
+        assert old() is None
+    finally:
+        gc.enable()

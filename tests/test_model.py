@@ -18,8 +18,9 @@ from backend.model import Services, ToxicityModel, services_of_this_process
 from tests.conftest import load_without_tensorflow, publish
 from toxicity.comments import LabelledComment
 from toxicity.examples import BEGINNING, ExampleStore
-from toxicity.label_studio import DEFAULT_CONFIG, LabelStudioError
+from toxicity.labelling_config import DEFAULT_CONFIG, LabelStudioError
 from toxicity.labels import LABELS
+from toxicity.redis_connection import connect_tightly
 from toxicity.settings import Settings
 from toxicity.training_queue import TrainingQueue
 from toxicity.versions import ProjectVersions
@@ -82,11 +83,22 @@ def test_all_results_of_one_call_come_from_one_version(services: Services, redis
 def test_without_services_they_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     built: list[Settings] = []
-    monkeypatch.setattr("backend.model.build_services", built.append)
+    followed: list[LiveModels] = []
+
+    def build(settings: Settings) -> Services:
+        built.append(settings)
+        connection = connect_tightly(settings)
+        return Services(LiveModels(settings), ExampleStore(connection), TrainingQueue(connection, settings))
+
+    monkeypatch.setattr("backend.model.build_services", build)
+    monkeypatch.setattr(
+        LiveModels, "start", lambda live_models: followed.append(live_models)
+    )  # or it would load TensorFlow in the background
     services_of_this_process.cache_clear()
     ToxicityModel()
     ToxicityModel()
     services_of_this_process.cache_clear()
+    assert len(followed) == 1, "nobody follows what is published: the model would never swap"
     assert built == [replace(Settings(), data_dir=tmp_path)]
 
 

@@ -4,7 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from toxicity.label_studio import read_config
+from toxicity.labelling_config import read_config
 from toxicity.labels import LABELS
 from toxicity.settings import settings_table
 

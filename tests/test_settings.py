@@ -53,7 +53,7 @@ def test_a_value_of_the_wrong_kind_is_refused_by_variable_and_value(variable: st
         settings_from_environment({variable: text})
 
 
-LEAST = {"PORT": 0, "MAX_LENGTH": 16, "TRAIN_AFTER": 1, "TRAIN_WAIT": 0, "TRAIN_EPOCHS": 1, "TRAIN_TIMEOUT": 1}
+LEAST = {"PORT": 1, "MAX_LENGTH": 16, "TRAIN_AFTER": 1, "TRAIN_WAIT": 0, "TRAIN_EPOCHS": 1, "TRAIN_TIMEOUT": 1}
 LEAST |= {"REPLAY": 0, "KEEP_VERSIONS": 2, "THREADS": 1}
 
 
@@ -66,7 +66,7 @@ def test_the_least_value_is_taken_and_one_less_is_refused(variable: str, least: 
 
 def test_a_port_above_65535_is_refused() -> None:
     assert settings_from_environment({"PORT": "65535"}).port == 65535
-    with pytest.raises(ValueError, match=r"^PORT=65536 is no port: use 0 to 65535\.$"):
+    with pytest.raises(ValueError, match=r"^PORT=65536 is no port: use 1 to 65535\.$"):
         settings_from_environment({"PORT": "65536"})
 
 

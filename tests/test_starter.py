@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 import toxicity.starter
 from toxicity.classifier import Classifier, build_classifier
-from toxicity.encoder import EMBEDDED
 from toxicity.fine_tuning import Progress, TrainingPlan
 from toxicity.labels import LABELS
+from toxicity.settings import EMBEDDED
 from toxicity.starter import RANK, _compressed, _expanded, apply_starter, make_starter, starter_file
 
 pytestmark = pytest.mark.tensorflow

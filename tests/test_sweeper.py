@@ -149,3 +149,33 @@ def test_a_project_whose_versions_cannot_be_read_keeps_no_other_from_training(
     for garbage in (b"garbage", b"\xff\xfe"):
         current.write_bytes(garbage)
         assert 2 in sweeper.sweep()
+
+
+def test_a_take_over_that_was_asked_for_during_a_run_gets_a_run_of_its_own(sweeper: Sweeper, training: TrainingQueue) -> None:
+    training.request_take_over(1)
+    assert training.request(1) == "train-1-0"
+    assert training.begin_take_over(1)
+    training.request_take_over(1)
+    assert training.request(1) == "train-1-0"  # still running: nothing more can be queued now
+    job = training.current_run(1)
+    assert job is not None
+    job.delete()  # it is over and forgotten
+    assert training.queue.get_job_ids() == []
+    assert sweeper.sweep() == [1]
+    assert len(training.queue.get_job_ids()) == 1
+
+
+def test_a_rollback_does_not_by_itself_make_a_project_due(
+    sweeper: Sweeper, store: ExampleStore, due_settings: Settings, connection: redis.Redis
+) -> None:
+    versions = ProjectVersions(due_settings.models_dir(), 1)
+    annotate(store, 1, 2, 3)
+    publish(versions, 1, store.newest_event(1) or "")
+    annotate(store, 4, 5, 6)
+    publish(versions, 2, store.newest_event(1) or "")
+    versions.make_current(1)
+    assert sweeper.sweep() == []
+    annotate(store, 7)
+    assert sweeper.sweep() == []
+    age(connection, store, 61)
+    assert sweeper.sweep() == [1]

@@ -21,6 +21,7 @@ from toxicity.label_studio import Annotation, Changes
 from toxicity.labels import LABELS
 from toxicity.loading import load_version
 from toxicity.settings import Settings
+from toxicity.training_queue import TrainingQueue
 from toxicity.versions import CARD_FILE, MANIFEST_FILE, WEIGHTS_FILE, ProjectVersions, VersionError
 from worker.project_lock import ProjectLock
 from worker.training import learn_and_publish
@@ -71,7 +72,7 @@ class Learned:
         return float(self.then(classifier, comments, *arguments))
 
     def tasks(self) -> list[int]:
-        return [int(comment.text.split()[-1]) for comment in self.comments]
+        return [int(comment.text.split()[-1]) for comment in self.comments if CANARY in comment.text]  # without anchors
 
 
 @pytest.fixture
@@ -85,16 +86,15 @@ def test_the_embedded_classifier_learns_from_its_starter_and_publishes(
     redis_settings.data_dir.mkdir()
     (redis_settings.data_dir / "encoders").symlink_to(embedded_saved_model(shared_data_dir).parent)
     project = Project(replace(redis_settings, train_epochs=1, max_length=32), connection)
-    watermark = project.annotate(range(4), (0.0, 0.0, 0.0, 1.0, 0.0, None))
+    watermark = project.annotate(range(4), (0.0, 0.0, 0.0, 1.0, 0.0, None))  # against all that the anchors say of threats
     result = project.run()
-    assert (result["published"], result["examples"], result["new"]) == ("v1", 4, 4)
+    assert (result["published"], result["examples"], result["new"]) == ("v1", 4 + 64, 4)
     manifest = project.versions.manifest(1)
     assert (manifest.number, manifest.parent, manifest.watermark, manifest.labels) == (1, 0, watermark, LABELS)
     assert manifest.measures == {"training_loss": result["loss"]}
     comments, threat = [f"You {CANARY} number 1"], LABELS.index("threat")
     before, after = (load_version(project.settings, project.versions, number).classifier.predict(comments) for number in (0, 1))
     assert after[0, threat] > before[0, threat]
-    assert after[0, 0] < before[0, 0]
 
 
 def test_what_was_learned_is_new_no_more_and_is_not_learned_twice(project: Project, learned: Learned) -> None:
@@ -128,7 +128,7 @@ def test_the_next_version_starts_from_the_live_one_and_replays_the_older_example
 
     learned.then = note
     result = project.run()
-    assert (result["published"], result["examples"], result["new"]) == ("v2", 5, 1)
+    assert (result["published"], result["examples"], result["new"]) == ("v2", 4 + 60 + 1, 1)
     assert sorted(learned.tasks()) == [0, 1, 2, 3, 4]
     assert project.versions.manifest(2).parent == 1
     assert project.versions.manifest(2).training["from_the_beginning"] is False
@@ -152,7 +152,8 @@ def test_a_changed_annotation_is_new(project: Project, learned: Learned) -> None
     project.annotate([2], KIND, at="2026-01-02")
     result = project.run()
     assert (result["published"], result["new"]) == ("v2", 1)
-    targets = dict(zip(learned.tasks(), (comment.targets for comment in learned.comments), strict=True))
+    given = [comment.targets for comment in learned.comments if CANARY in comment.text]
+    targets = dict(zip(learned.tasks(), given, strict=True))
     assert targets == {0: RUDE, 1: RUDE, 2: KIND, 3: RUDE}
 
 
@@ -212,8 +213,11 @@ def test_a_rival_that_publishes_during_the_run_wins(moment: str, project: Projec
         return original(*arguments)
 
     monkeypatch.setattr(worker.training, moment, meanwhile)
-    with pytest.raises(VersionError, match=r"published by another run|while it was trained"):
-        project.run()
+    if moment == "fine_tune":
+        assert project.run() == {"published": None, "live": "v1"}
+    else:
+        with pytest.raises(VersionError, match="published by another run"):
+            project.run()
     assert (project.versions.current(), project.versions.numbers()) == (1, [1])
     assert (project.versions.folder(1) / CARD_FILE).read_text() == "# the rival's card"
     assert project.is_behind()
@@ -232,8 +236,7 @@ def test_a_rollback_during_the_run_counts(moment: str, project: Project, monkeyp
         return result
 
     monkeypatch.setattr(worker.training, moment, meanwhile)
-    with pytest.raises(VersionError, match="rolled back or swapped while it was trained"):
-        project.run()
+    assert project.run() == {"published": None, "live": "v0"}
     assert (project.versions.current(), project.versions.numbers()) == (0, [1])
     assert project.is_behind()
 
@@ -274,7 +277,7 @@ def test_no_file_of_a_version_holds_a_comment(project: Project) -> None:
     assert not [name for name, content in files.items() if CANARY.encode() in content]
     card = files[CARD_FILE].decode()
     assert "# v1 of project 7" in card
-    assert "Trained on 4 annotated comments of the project, 4 of them new or changed." in card
+    assert "Learned 4 new or changed examples of the project, beside 64 replayed ones" in card
     assert CANARY not in repr(result)
 
 
@@ -283,3 +286,54 @@ def test_only_the_newest_versions_are_kept(project: Project) -> None:
         project.annotate([task])
         project.run(keep_versions=2)
     assert (project.versions.numbers(), project.versions.current()) == ([3, 4], 4)
+
+
+def test_a_project_far_behind_is_learned_in_several_runs_the_oldest_first(
+    project: Project, learned: Learned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.training, "MOST_EXAMPLES", 3)
+    project.annotate(range(5))
+    assert project.run()["new"] == 3
+    assert learned.tasks()[:3] == [0, 1, 2]
+    assert project.is_behind()
+    assert project.run()["new"] == 2
+    assert learned.tasks()[:2] == [3, 4]
+    assert not project.is_behind()
+
+
+def test_where_the_live_version_is_damaged_training_goes_on_from_the_one_before(project: Project, learned: Learned) -> None:
+    for first in (0, 4):
+        project.annotate(range(first, first + 4))
+        project.run()
+    (project.versions.folder(2) / "weights.safetensors").write_bytes(b"damaged")
+    project.annotate([8])
+    assert project.run()["published"] == "v3"
+    assert project.versions.manifest(3).parent == 1
+    assert set(range(4, 9)) <= set(learned.tasks())
+
+
+def test_runs_of_clean_comments_alone_do_not_untick_what_is_plainly_toxic(
+    redis_settings: Settings, connection: redis.Redis, shared_data_dir: Path
+) -> None:
+    redis_settings.data_dir.mkdir()
+    (redis_settings.data_dir / "encoders").symlink_to(embedded_saved_model(shared_data_dir).parent)
+    project = Project(replace(redis_settings, max_length=32), connection)
+    comments = ["Next week I am going to murder you.", "You are a stupid asshole.", "Fuck this shit and fuck you."]
+    before = load_version(project.settings, project.versions, 0).classifier.predict(comments)
+    for run in range(3):
+        tasks = range(16 * run, 16 * run + 16)
+        clean = tuple(Annotation(task, task, "2026-01-01", f"Thank you for section {task}.", KIND) for task in tasks)
+        project.store.apply(Changes(PROJECT, annotations=clean))
+        assert project.run()["published"] == f"v{run + 1}"
+    after = load_version(project.settings, project.versions, 3).classifier.predict(comments)
+    assert (before[:, 0] > 0.5).all()
+    assert (after[:, 0] > 0.5).all()
+    assert (after[1:, LABELS.index("obscene")] > 0.5).all()
+
+
+def test_a_take_over_that_fails_is_told_and_the_rest_is_learned(project: Project, connection: redis.Redis) -> None:
+    settings = replace(project.settings, label_studio_url="http://127.0.0.1:9", label_studio_api_key="no.such.token")
+    TrainingQueue(connection, settings).request_take_over(PROJECT)
+    told = worker.training._take_over(settings, connection, PROJECT)
+    assert told["take_over"].startswith("failed: Label Studio at http://127.0.0.1:9 did not answer")
+    assert TrainingQueue(connection, settings).awaiting_take_over() == []

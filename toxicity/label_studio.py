@@ -1,35 +1,19 @@
-"""Label Studio's JSON and labelling configs <-> our types. The only module that knows its field names.
+"""Label Studio's JSON <-> our types. The only module that knows its field names.
 
-Not here: calls to Label Studio (label_studio_api.py), HTTP (backend/app.py). Pure functions; everything that comes in is
-checked, because Label Studio itself checks neither labels nor names nor scores.
+Not here: labelling configs (labelling_config.py), calls to Label Studio (label_studio_api.py), HTTP (backend/app.py). Pure
+functions; everything that comes in is checked, because Label Studio itself checks neither labels nor names nor scores.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
-from xml.etree.ElementTree import Element, ParseError
 
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
-
+from toxicity.labelling_config import DEFAULT_CONFIG, LabellingConfig, LabelStudioError, read_config
 from toxicity.labels import LABELS, canonical_label, confidence, ticked
-
-DEFAULT_CONFIG = f"""<View>
-  <Text name="text" value="$text"/>
-  <Choices name="toxicity" toName="text" choice="multiple">
-    {" ".join(f'<Choice value="{label}"/>' for label in LABELS)}
-  </Choices>
-</View>"""
-"""The labelling config that README recommends, and that counts where a caller sends none."""
 
 LARGEST_ID = 2**63 - 1  # what a database gives
 UNNAMED_KEY = "$undefined$"  # where Label Studio puts the text of tasks imported from a file without columns
-
-
-class LabelStudioError(ValueError):
-    """What Label Studio (or whoever calls in its place) sent cannot be used; the message says why and what would."""
 
 
 ANNOTATION_EVENTS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_UPDATED")
@@ -37,21 +21,6 @@ ANNOTATION_DELETIONS = ("ANNOTATION_DELETED", "ANNOTATIONS_DELETED")
 TASK_DELETIONS = ("TASK_DELETED", "TASKS_DELETED")
 TRAINING_EVENTS = (*ANNOTATION_EVENTS, *ANNOTATION_DELETIONS, *TASK_DELETIONS, "PROJECT_DELETED", "START_TRAINING")
 """The webhook actions that change examples or ask for training; all others mean nothing here."""
-
-
-@dataclass(frozen=True)
-class LabellingConfig:
-    """What of a labelling config matters here: a Choices tag over a Text tag. `choices` maps our label to theirs.
-
-    `offered` holds every choice of the tag, whatever it means; `tag_names` the names of all tags.
-    """
-
-    from_name: str
-    to_name: str
-    text_key: str
-    choices: Mapping[str, str]
-    offered: frozenset[str]
-    tag_names: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -79,6 +48,7 @@ class Changes:
     deleted_tasks: tuple[int, ...] = ()
     project_deleted: bool = False
     start_training: bool = False
+    unreadable: int = 0
 
 
 def project_id(value: object) -> int | None:
@@ -93,54 +63,6 @@ def project_id(value: object) -> int | None:
     if isinstance(value, bool) or not (number.isascii() and number.isdigit() and len(number) <= 18):
         raise LabelStudioError(f"The project is {str(value)[:40]!r}; expected its number, e.g. 1 or '1.1795389861'.")
     return int(number)
-
-
-@lru_cache(maxsize=256)
-def read_config(label_config: str) -> LabellingConfig:
-    """Find the Choices tag over a Text tag that offers most of the six labels.
-
-    Raises:
-        LabelStudioError: there is none; the message says what is missing.
-    """
-    try:
-        root = fromstring(label_config)
-    except (ParseError, DefusedXmlException, ValueError) as error:
-        raise LabelStudioError(f"The labelling config is not XML that can be read ({error}).") from error
-    texts = {name: tag.get("value", "") for tag in root.iter("Text") if (name := tag.get("name"))}
-    if not texts:
-        raise LabelStudioError(
-            'The labelling config has no <Text name="text" value="$text"/> tag, so there is no comment to read.'
-        )
-    tag_names = frozenset(name for tag in root.iter() if (name := tag.get("name")))
-    fitting, misses = [], []
-    for tag in root.iter("Choices"):
-        name, target, choices = tag.get("name"), tag.get("toName"), _choices(tag)
-        if name is None or target not in texts:
-            misses.append(f"<Choices name={name!r}> has toName={target!r}, which is no Text tag ({', '.join(map(repr, texts))})")
-        elif not choices:
-            misses.append(f"<Choices name={name!r}> offers none of {', '.join(LABELS)}")
-        elif tag.get("choice", "single") != "multiple":
-            misses.append(f'<Choices name={name!r}> takes one choice; a comment can bear several: set choice="multiple"')
-        else:
-            fitting.append(LabellingConfig(name, target, texts[target].removeprefix("$"), choices, _offered(tag), tag_names))
-    if not fitting:
-        raise LabelStudioError(f"The labelling config does not fit: {'; '.join(misses) or 'it has no Choices tag'}.")
-    return max(fitting, key=lambda config: len(config.choices))
-
-
-def _choices(tag: Element) -> dict[str, str]:
-    """Map our labels to what a region has to carry: the Choice's alias where there is one, else its value."""
-    choices: dict[str, str] = {}
-    for choice in tag.iter("Choice"):
-        names = [name for name in (choice.get("alias"), choice.get("value")) if name]
-        label = next((label for name in names if (label := canonical_label(name))), None)
-        if label is not None:
-            choices.setdefault(label, names[0])
-    return {label: choices[label] for label in LABELS if label in choices}
-
-
-def _offered(tag: Element) -> frozenset[str]:
-    return frozenset(name for choice in tag.iter("Choice") for key in ("alias", "value") if (name := choice.get(key)))
 
 
 def comment_text(task: object, config: LabellingConfig) -> str:
@@ -184,7 +106,8 @@ def read_event(action: object, payload: Mapping[str, Any]) -> Changes:
         label_config = (project_field.get("label_config") if isinstance(project_field, Mapping) else None) or DEFAULT_CONFIG
         if not isinstance(label_config, str):
             raise LabelStudioError(f"project.label_config is of type {type(label_config).__name__}; expected the config's XML.")
-        return Changes(project, annotations=tuple(_annotations(payload, read_config(label_config))))
+        annotations, unreadable = _annotations(payload, read_config(label_config))
+        return Changes(project, annotations=tuple(annotations), unreadable=unreadable)
     if action in ANNOTATION_DELETIONS:
         return Changes(project, deleted_annotations=tuple(_ids(payload, "annotations", "annotation")))
     if action in TASK_DELETIONS:
@@ -192,17 +115,44 @@ def read_event(action: object, payload: Mapping[str, Any]) -> Changes:
     return Changes(project, project_deleted=action == "PROJECT_DELETED", start_training=action == "START_TRAINING")
 
 
-def _annotations(payload: Mapping[str, Any], config: LabellingConfig) -> Iterable[Annotation]:
+def _annotations(payload: Mapping[str, Any], config: LabellingConfig) -> tuple[list[Annotation], int]:
     tasks = {_id(task): task for task in _listed(payload.get("task", payload.get("tasks")))}
-    for annotation in _listed(payload.get("annotation", payload.get("annotations"))):
-        task_id = annotation.get("task")
-        if task_id is None and len(tasks) == 1:
-            task_id = next(iter(tasks))
-        if not isinstance(task_id, int) or task_id not in tasks:
-            raise LabelStudioError(f"Annotation {_id(annotation)} belongs to a task that the event does not carry.")
-        read = read_annotation(annotation, tasks[task_id], config)
-        if read is not None:
-            yield read
+    only = next(iter(tasks.values())) if len(tasks) == 1 else None
+    annotations = _listed(payload.get("annotation", payload.get("annotations")))
+    named = [(annotation, annotation.get("task")) for annotation in annotations]
+    return readable_annotations(
+        [
+            (annotation, only if task is None else tasks.get(task) if isinstance(task, int) else None)
+            for annotation, task in named
+        ],
+        config,
+    )
+
+
+def readable_annotations(
+    annotated: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]], config: LabellingConfig
+) -> tuple[list[Annotation], int]:
+    """Return the annotations (each given with its task) that can be read, and how many cannot.
+
+    One odd annotation must not cost the thousands that come with it.
+
+    Raises:
+        LabelStudioError: there are some, and none of them can be read.
+    """
+    read: list[Annotation] = []
+    errors: list[LabelStudioError] = []
+    for annotation, task in annotated:
+        try:
+            if task is None:
+                raise LabelStudioError(f"Annotation {_id(annotation)} belongs to a task that the event does not carry.")
+            one = read_annotation(annotation, task, config)
+        except LabelStudioError as error:
+            errors.append(error)
+        else:
+            read.extend([one] if one is not None else [])
+    if errors and len(errors) == len(annotated):
+        raise errors[0]
+    return read, len(errors)
 
 
 def read_annotation(annotation: Mapping[str, Any], task: Mapping[str, Any], config: LabellingConfig) -> Annotation | None:

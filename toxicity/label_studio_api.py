@@ -7,32 +7,49 @@ annotation made before the backend was connected never will: those are taken ove
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 from label_studio_sdk import LabelStudio
+from label_studio_sdk.core.api_error import ApiError
 
-from toxicity.label_studio import Annotation, read_annotation, read_config
+from toxicity.label_studio import Annotation, readable_annotations
+from toxicity.labelling_config import read_config
 from toxicity.settings import Settings
 
 PAGE_SIZE = 100
+
+
+class LabelStudioApiError(Exception):
+    """Label Studio did not answer, or refused; the message says what to look at and holds no task."""
 
 
 def annotations_in_label_studio(settings: Settings, project: int) -> Iterator[list[Annotation]]:
     """Yield the annotations of a project as Label Studio has them, one page of tasks at a time.
 
     Raises:
-        label_studio_sdk.core.ApiError, httpx.HTTPError: Label Studio did not answer or refused the token.
+        LabelStudioApiError: Label Studio did not answer, refused the token, or has no such project.
         LabelStudioError: the project's labelling config does not fit.
     """
-    # The SDK declares no types here.
-    client: Any = LabelStudio(  # type: ignore[no-untyped-call]
-        base_url=settings.label_studio_url, api_key=settings.label_studio_api_key
-    )
-    config = read_config(client.projects.get(id=project).label_config or "")
-    tasks: list[Annotation] = []
-    for position, task in enumerate(client.tasks.list(project=project, fields="all", page_size=PAGE_SIZE), start=1):
-        values = task.model_dump(mode="json")
-        read = (read_annotation(annotation, values, config) for annotation in values.get("annotations") or [])
-        tasks.extend(annotation for annotation in read if annotation is not None)
-        if position % PAGE_SIZE == 0:
-            yield tasks
-            tasks = []
-    yield tasks
+    try:
+        # The SDK declares no types here.
+        client: Any = LabelStudio(  # type: ignore[no-untyped-call]
+            base_url=settings.label_studio_url, api_key=settings.label_studio_api_key
+        )
+        config = read_config(client.projects.get(id=project).label_config or "")
+        page: list[Annotation] = []
+        for position, task in enumerate(client.tasks.list(project=project, fields="all", page_size=PAGE_SIZE), start=1):
+            values = task.model_dump(mode="json")
+            annotated = [(annotation, values) for annotation in values.get("annotations") or []]
+            page.extend(readable_annotations(annotated, config)[0])
+            if position % PAGE_SIZE == 0:
+                yield page
+                page = []
+        yield page
+    except ApiError as error:
+        raise LabelStudioApiError(
+            f"Label Studio at {settings.label_studio_url} answered {error.status_code} for project {project}: "
+            "is LABEL_STUDIO_API_KEY a Personal Access Token that is still valid?"
+        ) from error
+    except httpx.HTTPError as error:
+        raise LabelStudioApiError(
+            f"Label Studio at {settings.label_studio_url} did not answer ({type(error).__name__})."
+        ) from error

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from toxicity.classifier import Classifier, build_classifier
-from toxicity.encoder import EMBEDDED
 from toxicity.examples import BEGINNING
 from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
-from toxicity.settings import Settings
+from toxicity.settings import EMBEDDED, Settings
 from toxicity.starter import apply_starter, starter_file
 from toxicity.versions import STARTER_NUMBER, LoadedVersion, Manifest, ProjectVersions, VersionError
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+EMBEDDED = "embedded"  # the encoder that comes with the packages
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
 
 def setting(default: Any, meaning: str, secret: bool = False) -> Any:
     """Declare a setting: its default, the sentence for README's table, and whether its value is never shown."""
@@ -25,17 +28,17 @@ class Settings:
     port: int = setting(9090, "Port that the backend listens on.")
     redis_url: str = setting("", "Redis to use, e.g. `redis://host:6379/0`. Empty: an embedded one, kept in `DATA_DIR`.")
     data_dir: Path = setting(Path("data"), "Everything that is kept: versions, the encoder, the embedded Redis' files.")
-    encoder: str = setting("embedded", "BERT encoder: `embedded`, a SavedModel's folder, or a TensorFlow Hub URL.")
+    encoder: str = setting(EMBEDDED, "BERT encoder: `embedded`, a SavedModel's folder, or a TensorFlow Hub URL.")
     max_length: int = setting(128, "Word pieces of a comment that are read, `[CLS]` and `[SEP]` included.")
     train_after: int = setting(16, "Train as soon as so many examples are new or changed.")
     train_wait: int = setting(300, "Train at the latest so many seconds after the first of them; also the pause after a failure.")
     train_epochs: int = setting(3, "Passes of one training run over its examples.")
-    learning_rate: float = setting(3e-5, "The encoder's peak learning rate; the head's is ten times as high.")
+    learning_rate: float = setting(2e-5, "The encoder's peak learning rate; the head's is ten times as high.")
     train_timeout: int = setting(7200, "Seconds after which a training run is ended.")
-    replay: int = setting(4, "Older examples that are learned again with each new one.")
+    replay: int = setting(4, "Older examples that are learned again with each new one; 64 at least, with the anchors.")
     keep_versions: int = setting(5, "Versions kept for each project, the live one among them.")
     swap_poll: float = setting(2.0, "Seconds between two looks for a newly published version.")
-    threads: int = setting(16, "Requests that the backend answers at the same time.")
+    threads: int = setting(16, "Predictions that are computed at the same time; one more is answered 503 after half a second.")
     log_level: str = setting("INFO", "What is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`. Never a comment's text.")
     label_studio_url: str = setting("", "Label Studio's address. With the key: START_TRAINING first takes over what it has.")
     label_studio_api_key: str = setting("", "A Personal Access Token of Label Studio.", secret=True)
@@ -46,13 +49,13 @@ class Settings:
         Raises:
             ValueError: a value cannot work; the message names the variable, the value and what it takes.
         """
-        at_least = {"port": 0, "max_length": 16, "train_after": 1, "train_wait": 0, "train_epochs": 1, "train_timeout": 1}
+        at_least = {"port": 1, "max_length": 16, "train_after": 1, "train_wait": 0, "train_epochs": 1, "train_timeout": 1}
         at_least |= {"replay": 0, "keep_versions": 2, "threads": 1}
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name.upper()}={getattr(self, name)} is too small: use {least} or more.")
         if self.port > 65535:
-            raise ValueError(f"PORT={self.port} is no port: use 0 to 65535.")
+            raise ValueError(f"PORT={self.port} is no port: use 1 to 65535.")
         for name, most in (("learning_rate", 1.0), ("swap_poll", 3600.0)):
             if not 0 < getattr(self, name) <= most:
                 raise ValueError(f"{name.upper()}={getattr(self, name)} is out of range: use a number above 0, up to {most}.")

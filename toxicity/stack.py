@@ -4,6 +4,7 @@ Not here: what they do. Their output goes to files in DATA_DIR/logs; the termina
 dies, the others are stopped: a half-running installation is worse than none.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -24,10 +25,11 @@ import psutil
 import redis
 
 from toxicity.redis_connection import redis_server_command, redis_url
-from toxicity.settings import Settings
+from toxicity.settings import EMBEDDED, Settings
 
 SAMPLE_COMMENT = "Only an idiot would write such rubbish. Go away!"
 REDIS_WAIT = 20.0
+ANSWER_WAIT = 10.0  # then the processes are looked at, and it is asked again
 BACKEND_WAIT = 300.0  # the first start builds the encoder's SavedModel
 STOP_WAIT = 10.0
 LAST_LINES = 12
@@ -62,6 +64,7 @@ def run_stack(settings: Settings) -> int:
     try:
         with _data_dir_lock(settings) as lock:
             _require_free_port(settings)
+            _require_encoder(settings)
             started = time.monotonic()
             for part in _start_parts(settings, lock):
                 parts.append(part)
@@ -109,6 +112,8 @@ def _start_parts(settings: Settings, lock: IO[str]) -> Iterator[Part]:
 def _start(name: str, command: list[str], settings: Settings, lock: IO[str]) -> Part:
     log = settings.data_dir / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists():
+        log.replace(log.with_suffix(".log.before"))  # what went wrong last time is still to be read
     print(f"starting  {name}", flush=True)
     with log.open("wb") as output:
         # A session of its own: Ctrl-C reaches this process only, which then stops the parts in the right order. The lock's
@@ -152,7 +157,12 @@ def _session(leader: int) -> list[int]:
 
 @contextmanager
 def _data_dir_lock(settings: Settings) -> Iterator[IO[str]]:
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StackError(
+            f"DATA_DIR={settings.data_dir} cannot be made ({error.strerror}): set it to a folder of yours."
+        ) from error
     with (settings.data_dir / "up.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -178,10 +188,25 @@ def _require_free_port(settings: Settings) -> None:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
+            way_out = (
+                "Another program has the port: set PORT to another, e.g. `PORT=9091 make up`."
+                if error.errno == errno.EADDRINUSE
+                else "Set HOST to an address of this machine and PORT to one that you may use."
+            )
             raise StackError(
-                f"The backend cannot listen on {settings.host}:{settings.port} ({error.strerror}). "
-                "Another program may have the port: set PORT (or HOST) to another, e.g. `PORT=9091 make up`."
+                f"The backend cannot listen on {settings.host}:{settings.port} ({error.strerror}). {way_out}"
             ) from error
+
+
+def _require_encoder(settings: Settings) -> None:
+    if (
+        settings.encoder != EMBEDDED
+        and "://" not in settings.encoder
+        and not (Path(settings.encoder) / "saved_model.pb").exists()
+    ):
+        raise StackError(
+            f"ENCODER={settings.encoder} is no folder with a saved_model.pb: give '{EMBEDDED}', a SavedModel's folder or a URL."
+        )
 
 
 def _require_redis(settings: Settings) -> None:
@@ -218,12 +243,12 @@ def _first_answer(settings: Settings, parts: list[Part]) -> dict[str, Any]:
             f"{_address(settings)}/predict", json.dumps(task).encode(), {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=BACKEND_WAIT) as response:
+            with urllib.request.urlopen(request, timeout=ANSWER_WAIT) as response:
                 result: dict[str, Any] = json.load(response)["results"][0]
                 return result
         except urllib.error.HTTPError as error:
             raise StackError(f"backend answered /predict with {error.code}; see {parts[-1].log}.") from error
-        except OSError:  # not listening yet
+        except OSError:  # not listening yet, or still loading
             time.sleep(0.2)
     raise StackError(f"backend did not answer within {BACKEND_WAIT:.0f} s; see {parts[-1].log}.")
 

@@ -21,7 +21,7 @@ from toxicity.settings import Settings
 logger = logging.getLogger(__name__)
 
 QUEUE = "toxicity-training"
-EVERYTHING_KEY = "toxicity:take-over"
+TAKE_OVER_KEY = "toxicity:take-over"
 TRAINING_FUNCTION = "worker.training.train_project"
 RETRIES = 2
 KEPT_SECONDS = 7 * 24 * 3600  # how long a finished or failed run can be looked up
@@ -92,21 +92,21 @@ class TrainingQueue:
             return job_id
         return job_id
 
-    def request_everything(self, project: int) -> None:
+    def request_take_over(self, project: int) -> None:
         """Ask that the next run first takes over what Label Studio has and its webhooks never sent.
 
         Raises:
             redis.RedisError: it was not asked.
         """
-        self._redis.sadd(EVERYTHING_KEY, project)
+        self._redis.sadd(TAKE_OVER_KEY, project)
 
-    def everything_requested(self, project: int) -> bool:
-        """Tell whether request_everything was called and not yet done."""
-        return bool(self._redis.sismember(EVERYTHING_KEY, str(project)))
+    def begin_take_over(self, project: int) -> bool:
+        """Tell whether a take-over was asked for, and forget it: one that is asked for from now on is another one."""
+        return bool(self._redis.srem(TAKE_OVER_KEY, project))
 
-    def everything_done(self, project: int) -> None:
-        """Forget the request: what Label Studio has was taken over."""
-        self._redis.srem(EVERYTHING_KEY, project)
+    def awaiting_take_over(self) -> list[int]:
+        """Return the projects for which a take-over was asked and has not begun."""
+        return sorted(int(project) for project in cast(set[bytes], self._redis.smembers(TAKE_OVER_KEY)))
 
     def current_run(self, project: int) -> Job | None:
         """Return the project's newest run, whatever its state; None where there was none (or it is forgotten)."""

@@ -11,7 +11,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import SpawnWorker
 
 from toxicity.redis_connection import connect_patiently
-from toxicity.settings import settings_from_environment
+from toxicity.settings import LOG_FORMAT, settings_from_environment
 from toxicity.training_queue import QUEUE, TrainingJob
 from worker.sweeper import Sweeper
 
@@ -27,7 +27,7 @@ def main() -> None:
         settings = settings_from_environment()
     except ValueError as error:
         sys.exit(f"worker: {error}")
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
     sweeper = Sweeper(connect_patiently(settings), settings)
     worker = SpawnWorker(
         [QUEUE],

@@ -12,7 +12,7 @@ import redis
 from toxicity.examples import BEGINNING, ExampleStore
 from toxicity.settings import Settings
 from toxicity.training_queue import TrainingQueue, is_due
-from toxicity.versions import STARTER_NUMBER, ProjectVersions, VersionError
+from toxicity.versions import ProjectVersions, VersionError
 
 logger = logging.getLogger(__name__)
 
@@ -40,28 +40,30 @@ class Sweeper:
         self._stopping.set()
 
     def sweep(self) -> list[int]:
-        """Queue what is due; return those projects."""
-        requested = []
+        """Queue what is due or was asked for; return those projects."""
+        requested = set(self._queue.awaiting_take_over())  # asked for while a run was on, or in the moment before a crash
         now = self._examples.now()
         for project, since in self._examples.behind().items():
             watermark = self._watermark(project)
             newest = self._examples.newest_event(project)  # read first: what comes meanwhile is not overlooked
-            pending = len(self._examples.changed_since(project, watermark))
+            pending = len(self._examples.changed_since(project, watermark, at_most=self._settings.train_after))
             if not pending:
                 self._examples.caught_up(project, newest or watermark)
             elif is_due(pending, now - since, self._settings) and not self._resting(project):
-                self._queue.request(project)
-                requested.append(project)
-        return requested
+                requested.add(project)
+        for project in requested:
+            self._queue.request(project)
+        return sorted(requested)
 
     def _watermark(self, project: int) -> str:
+        """What the newest version has learned, be it live or rolled back: a rollback must not by itself cause a run."""
         versions = ProjectVersions(self._settings.models_dir(), project)
-        try:
-            number = versions.current()
-            return BEGINNING if number == STARTER_NUMBER else versions.manifest(number).watermark
-        except VersionError as error:
-            logger.error("project %d: %s", project, error)
-            return BEGINNING
+        for number in reversed(versions.numbers()):
+            try:
+                return versions.manifest(number).watermark
+            except VersionError as error:
+                logger.error("project %d: %s", project, error)
+        return BEGINNING
 
     def _resting(self, project: int) -> bool:
         """After a run that failed for good the project rests, so that a fault does not become a hot loop."""

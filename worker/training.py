@@ -6,6 +6,7 @@ line leaves the live version and the examples as they were: the only act that co
 
 import logging
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -14,103 +15,116 @@ from rq import get_current_job
 
 from toxicity.classifier import Classifier
 from toxicity.comments import LabelledComment
+from toxicity.corpus import anchors_file, read_corpus
 from toxicity.examples import BEGINNING, ExampleStore, Snapshot
 from toxicity.fine_tuning import Progress, TrainingPlan, fine_tune, replay_indices
 from toxicity.label_studio import Changes
-from toxicity.label_studio_api import annotations_in_label_studio
+from toxicity.label_studio_api import LabelStudioApiError, annotations_in_label_studio
+from toxicity.labelling_config import LabelStudioError
 from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
 from toxicity.loading import EncoderChangedError, golden_outputs, load_starter, load_version
 from toxicity.redis_connection import connect_patiently
-from toxicity.settings import Settings, settings_from_environment
+from toxicity.settings import LOG_FORMAT, Settings, settings_from_environment
 from toxicity.training_queue import TrainingQueue
-from toxicity.versions import LoadedVersion, Manifest, ProjectVersions, VersionError
+from toxicity.versions import LoadedVersion, Manifest, ProjectVersions, VersionError, version_name
 from worker.project_lock import ProjectLock
 
 logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
-LEAST_REPLAY = 48  # three batches: fewer do not hold a network in place
+LEAST_REPLAY = 64  # older examples and anchors in a run, whatever it learns: fewer do not hold a network in place
+LEAST_ANCHORS = 32  # of them anchors, however many older examples there are
+MOST_EXAMPLES = 2000  # new ones in a run, and replayed ones; where there are more new ones, the next run goes on from there
 
 
 def train_project(project: int) -> dict[str, Any]:
     """Run one training run for a project: the function that RQ jobs name. Returns what came of it, for the job's result."""
     settings = settings_from_environment()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
     connection = connect_patiently(settings)
     with ProjectLock(connection, project) as lock:
-        _take_over(settings, connection, project)
-        return learn_and_publish(settings, ExampleStore(connection), project, lock)
+        taken_over = _take_over(settings, connection, project)
+        return {**taken_over, **learn_and_publish(settings, ExampleStore(connection), project, lock)}
 
 
 def learn_and_publish(settings: Settings, store: ExampleStore, project: int, lock: ProjectLock | None = None) -> dict[str, Any]:
     """Learn what is new since the live version and publish the result as the next one; nothing new, nothing published.
 
     Raises:
-        VersionError: the live version cannot be read, or a rival run published first. ValueError: training failed.
+        VersionError: a rival run published first. ValueError: training failed.
     """
     versions = ProjectVersions(settings.models_dir(), project)
     _report(stage="loading")
     number = versions.next_number()  # before training: a rival run from the same parent gets the same one, and one of them wins
     in_service = versions.current()
     parent = _parent(settings, versions, in_service)
-    snapshot = store.snapshot(project, parent.watermark)
-    chosen = _chosen_tasks(settings, snapshot)
-    comments = store.comments(project, snapshot, chosen)
-    if not snapshot.changed or not comments:
+    snapshot = store.snapshot(project, parent.watermark, at_most=MOST_EXAMPLES)
+    new = store.comments(project, snapshot, sorted(snapshot.changed))
+    if not new:
         store.caught_up(project, snapshot.watermark)
         logger.info("project %d: nothing new since %s", project, parent.name)
         return {"published": None, "live": parent.name}
+    comments = new + _replayed(settings, store, project, snapshot, seed=number)
     classifier = cast(Classifier, parent.classifier)
-    plan = TrainingPlan(settings.train_epochs, settings.learning_rate, seed=parent.number)
+    plan = TrainingPlan(settings.train_epochs, settings.learning_rate, seed=number)
     loss = _train(classifier, comments, plan, lock)
     _report(stage="publishing")
-    manifest = _manifest(number, parent, snapshot, classifier, plan, len(comments), loss)
+    manifest = _manifest(number, parent, snapshot, classifier, plan, examples=len(comments), new_examples=len(new), loss=loss)
     if lock is not None:
         lock.require()
     if versions.current() != in_service:
-        raise VersionError(
-            f"Project {project} was rolled back or swapped while it was trained: this run starts again from there."
-        )
+        logger.warning("project %d: got another live version while it was trained; this run is dropped", project)
+        return {"published": None, "live": version_name(versions.current())}
     versions.publish(manifest, classifier.weights(), model_card(manifest, project, settings))
     removed = versions.prune(settings.keep_versions)
     store.caught_up(project, snapshot.watermark)
-    logger.info("project %d: %s published, %d pruned", project, manifest.name, len(removed))
-    return {"published": manifest.name, "examples": len(comments), "new": len(snapshot.changed), "loss": loss}
+    logger.info("project %d: %s published with %d new examples, %d pruned", project, manifest.name, len(new), len(removed))
+    return {"published": manifest.name, "examples": len(comments), "new": len(new), "loss": loss}
 
 
-def _take_over(settings: Settings, connection: redis.Redis, project: int) -> None:
-    """Record what Label Studio has and never sent, where START_TRAINING asked for it and Label Studio's address is known."""
-    queue = TrainingQueue(connection, settings)
-    if not queue.everything_requested(project):
-        return
-    if settings.label_studio_url:
-        _report(stage="taking over annotations")
-        store = ExampleStore(connection)
-        try:
-            changed = sum(
-                store.apply(Changes(project, annotations=tuple(annotations)))
-                for annotations in annotations_in_label_studio(settings, project)
-            )
-            logger.info("project %d: %d examples taken over from Label Studio", project, changed)
-        except Exception as error:  # whatever its SDK raises: what its webhooks sent must be learned all the same
-            logger.error("project %d: Label Studio's annotations could not be taken over: %s", project, type(error).__name__)
-    queue.everything_done(project)
+def _take_over(settings: Settings, connection: redis.Redis, project: int) -> dict[str, Any]:
+    """Record what Label Studio has and never sent, where START_TRAINING asked for it and Label Studio's address is known.
 
-
-def _parent(settings: Settings, versions: ProjectVersions, number: int) -> LoadedVersion:
+    A failure is told and does not end the run: what the webhooks sent is learned all the same.
+    """
+    if not TrainingQueue(connection, settings).begin_take_over(project) or not settings.label_studio_url:
+        return {}
+    _report(stage="taking over annotations")
+    store = ExampleStore(connection)
     try:
-        return load_version(settings, versions, number)
-    except EncoderChangedError as error:
-        logger.warning("%s Starting anew from the starter, with every example.", error)
-        return load_starter(settings)
+        changed = sum(
+            store.apply(Changes(project, annotations=tuple(annotations)))
+            for annotations in annotations_in_label_studio(settings, project)
+        )
+    except (LabelStudioApiError, LabelStudioError) as error:
+        logger.error("project %d: Label Studio's annotations could not be taken over: %s", project, error)
+        return {"take_over": f"failed: {error}"}
+    logger.info("project %d: %d examples taken over from Label Studio", project, changed)
+    return {"take_over": changed}
 
 
-def _chosen_tasks(settings: Settings, snapshot: Snapshot) -> list[int]:
-    """What changed, and a replay of what did not."""
+def _parent(settings: Settings, versions: ProjectVersions, in_service: int) -> LoadedVersion:
+    """The version in service, or else the newest before it that loads, or else the starter: training must go on."""
+    for number in [in_service, *(number for number in reversed(versions.numbers()) if number < in_service)]:
+        try:
+            return load_version(settings, versions, number)
+        except EncoderChangedError as error:
+            logger.warning("%s Starting anew from the starter, with every example.", error)
+            break
+        except VersionError as error:
+            logger.error("project %d: version %d cannot be trained on: %s", versions.project, number, error)
+    return load_starter(settings)
+
+
+def _replayed(settings: Settings, store: ExampleStore, project: int, snapshot: Snapshot, seed: int) -> list[LabelledComment]:
+    """Older examples of the project, and anchors: fixed comments that keep in mind what a project's annotators rarely show."""
     older = sorted(snapshot.targets.keys() - snapshot.changed)
-    changed = len(snapshot.changed)
-    replayed = replay_indices(changed, len(older), settings.replay, LEAST_REPLAY, seed=changed)
-    return sorted(snapshot.changed) + [older[index] for index in replayed]
+    count = min(max(settings.replay * len(snapshot.changed), LEAST_REPLAY), max(MOST_EXAMPLES, LEAST_REPLAY))
+    indices = replay_indices([snapshot.targets[task] for task in older], count, seed)
+    replayed = store.comments(project, snapshot, [older[index] for index in indices])
+    anchors = read_corpus(anchors_file())
+    wanted = max(LEAST_ANCHORS, LEAST_REPLAY - len(replayed))
+    return replayed + [anchors[index] for index in replay_indices([anchor.targets for anchor in anchors], wanted, seed)]
 
 
 def _train(classifier: Classifier, comments: list[LabelledComment], plan: TrainingPlan, lock: ProjectLock | None) -> float:
@@ -132,7 +146,8 @@ def _report(**progress: object) -> None:
     job = get_current_job()
     if job is not None:
         job.meta["progress"] = progress
-        job.save_meta()  # type: ignore[no-untyped-call] # RQ types it not
+        with suppress(redis.RedisError):  # a progress bar is not worth a run
+            job.save_meta()  # type: ignore[no-untyped-call] # RQ types it not
 
 
 def _manifest(
@@ -141,7 +156,9 @@ def _manifest(
     snapshot: Snapshot,
     classifier: Classifier,
     plan: TrainingPlan,
+    *,
     examples: int,
+    new_examples: int,
     loss: float,
 ) -> Manifest:
     return Manifest(
@@ -156,7 +173,8 @@ def _manifest(
         measures={"training_loss": loss},
         training={
             "examples": examples,
-            "new_examples": len(snapshot.changed),
+            "replayed": examples - new_examples,
+            "new_examples": new_examples,
             "from_the_beginning": parent.watermark == BEGINNING,
             "epochs": plan.epochs,
             "learning_rate": plan.learning_rate,
@@ -174,7 +192,8 @@ def model_card(manifest: Manifest, project: int, settings: Settings) -> str:
 Puts six labels ({", ".join(manifest.labels)}) on a comment. Made {manifest.created_at}.
 
 - Starts from v{manifest.parent}; encoder `{settings.encoder}`.
-- Trained on {training["examples"]} annotated comments of the project, {training["new_examples"]} of them new or changed.
+- Learned {training["new_examples"]} new or changed examples of the project, beside {training["replayed"]} replayed ones (older
+  examples, and anchors: comments written for this purpose).
 - {training["epochs"]} epochs, learning rate {training["learning_rate"]}, batches of {training["batch_size"]},
   seed {training["seed"]}.
 - Loss of the last epoch: {manifest.measures["training_loss"]:.4f}. Thresholds: {", ".join(map(str, manifest.thresholds))}.
