@@ -22,7 +22,8 @@ from toxicity.versions import STARTER_NUMBER, ProjectVersions, projects_with_ver
 
 logger = logging.getLogger(__name__)
 
-SLOT_SECONDS = 0.5  # a longer wait would hold one of the threads that /health needs
+WAITING_PREDICTIONS = 8  # fewer than the threads beside those for predictions (backend/__main__.py)
+SLOT_SECONDS = 10.0
 MAX_REQUEST_BYTES = 256 * 1024 * 1024  # 3,000 tasks with comments of ordinary length take about 3 MB
 
 
@@ -44,7 +45,7 @@ def create_app(settings: Settings | None = None, services: Services | None = Non
 
 
 def _add_routes(app: Flask, settings: Settings, services: Services) -> None:
-    slots = threading.BoundedSemaphore(settings.threads)
+    slots = PredictionSlots(settings.threads)
 
     @app.get("/")
     @app.get("/health")
@@ -65,7 +66,7 @@ def _add_routes(app: Flask, settings: Settings, services: Services) -> None:
         if not isinstance(tasks, list):
             raise LabelStudioError(f"'tasks' is {_kind(tasks)}; expected a list of Label Studio tasks.")
         model = ToxicityModel(_config_text(body), services=services, project=body.get("project"))
-        with _prediction_slot(slots):
+        with slots.one():
             return jsonify(results=model.predict(tasks))
 
     @app.post("/webhook")
@@ -85,17 +86,38 @@ def _add_routes(app: Flask, settings: Settings, services: Services) -> None:
         return jsonify(versions=[version_name(number) for number in sorted({STARTER_NUMBER, *numbers})])
 
 
-@contextmanager
-def _prediction_slot(slots: threading.BoundedSemaphore) -> Iterator[None]:
-    """Hold one of the slots for predictions: the threads beside them keep /health, /setup and /webhook answering."""
-    if not slots.acquire(timeout=SLOT_SECONDS):
-        raise ServiceUnavailable(
-            "Every thread is busy with predictions: try again, ask for fewer tasks at once, or raise THREADS.", retry_after=5
-        )
-    try:
-        yield
-    finally:
-        slots.release()
+class PredictionSlots:
+    """How many predictions are computed at the same time, and how many may wait: the threads beside them answer the rest."""
+
+    def __init__(self, running: int) -> None:
+        """Let `running` predictions in, and a few wait for one of them to end."""
+        self._running = threading.Semaphore(running)
+        self._waiting = threading.Semaphore(WAITING_PREDICTIONS)
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a slot.
+
+        Raises:
+            ServiceUnavailable: too many wait already, or none ended in time.
+        """
+        if not self._running.acquire(blocking=False):
+            if not self._waiting.acquire(blocking=False):
+                raise self._busy()
+            try:
+                if not self._running.acquire(timeout=SLOT_SECONDS):
+                    raise self._busy()
+            finally:
+                self._waiting.release()
+        try:
+            yield
+        finally:
+            self._running.release()
+
+    @staticmethod
+    def _busy() -> ServiceUnavailable:
+        reason = "Every slot for predictions is taken: try again, ask for fewer tasks at once, or raise THREADS."
+        return ServiceUnavailable(reason, retry_after=5)
 
 
 def _body() -> dict[str, Any]:

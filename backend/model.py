@@ -94,14 +94,16 @@ class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml 
         tasks = list(tasks)
         project = self.project if self.project is not None else _project_of(tasks)
         annotated = [(annotation, task) for task in tasks for annotation in task.get("annotations") or []]
-        annotations, unreadable = readable_annotations(annotated, self._config)
+        annotations, errors = readable_annotations(annotated, self._config)
+        if errors and not annotations:
+            raise errors[0]
         if not annotations:
             return {"changed": 0}
         if project is None:
             raise LabelStudioError(
                 "These tasks name no project: give them as Label Studio has them, or pass project=ID to the model."
             )
-        return self._record(Changes(project, annotations=tuple(annotations), unreadable=unreadable))
+        return self._record(Changes(project, annotations=tuple(annotations), unreadable=len(errors)))
 
     def _record(self, changes: Changes) -> dict[str, Any]:
         changed = self.services.examples.apply(changes)

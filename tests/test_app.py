@@ -405,8 +405,9 @@ def test_versions_lists_the_starter_and_what_was_published(client: FlaskClient, 
 
 
 def test_when_every_slot_is_taken_a_prediction_is_refused_and_the_rest_answers(
-    redis_settings: Settings, connection: redis.Redis
+    redis_settings: Settings, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("backend.app.SLOT_SECONDS", 0.1)
     entered, leave = threading.Event(), threading.Event()
 
     class Slow:

@@ -272,3 +272,21 @@ def test_comments_deleted_after_the_snapshot_are_left_out(store: ExampleStore) -
     snapshot = store.snapshot(1, BEGINNING)
     store.apply(Changes(1, deleted_tasks=(10,)))
     assert store.comments(1, snapshot, [10, 11]) == [LabelledComment("stays", INSULT)]
+
+
+def test_reading_what_changed_stops_at_exactly_so_many_and_goes_on_from_there(store: ExampleStore) -> None:
+    for task in (1, 1, 2, 3, 4):
+        text = f"comment {store.newest_event(1)}"  # another text each time, so that each is an event
+        store.apply(Changes(1, annotations=(Annotation(task, task, "2026-01-01", text, (1.0,) + (0.0,) * 5),)))
+    first = store.snapshot(1, BEGINNING, at_most=2)
+    assert first.changed == {1, 2}
+    assert store.snapshot(1, first.watermark, at_most=2).changed == {3, 4}
+
+
+def test_a_project_with_events_after_the_watermark_is_behind_even_if_it_was_not_on_the_list(
+    store: ExampleStore, connection: redis.Redis
+) -> None:
+    store.apply(Changes(1, annotations=(Annotation(1, 1, "2026-01-01", "comment", (0.0,) * 6),)))
+    connection.delete(BEHIND_KEY)
+    assert not store.caught_up(1, BEGINNING)
+    assert list(store.behind()) == [1]

@@ -154,9 +154,10 @@ def test_a_project_whose_versions_cannot_be_read_keeps_no_other_from_training(
 def test_a_take_over_that_was_asked_for_during_a_run_gets_a_run_of_its_own(sweeper: Sweeper, training: TrainingQueue) -> None:
     training.request_take_over(1)
     assert training.request(1) == "train-1-0"
-    assert training.begin_take_over(1)
+    seen = training.take_over_requested(1)
     training.request_take_over(1)
     assert training.request(1) == "train-1-0"  # still running: nothing more can be queued now
+    training.take_over_done(1, seen)
     job = training.current_run(1)
     assert job is not None
     job.delete()  # it is over and forgotten

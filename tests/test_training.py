@@ -337,3 +337,15 @@ def test_a_take_over_that_fails_is_told_and_the_rest_is_learned(project: Project
     told = worker.training._take_over(settings, connection, PROJECT)
     assert told["take_over"].startswith("failed: Label Studio at http://127.0.0.1:9 did not answer")
     assert TrainingQueue(connection, settings).awaiting_take_over() == []
+
+
+def test_pages_of_blank_comments_do_not_hold_up_what_comes_after(
+    project: Project, learned: Learned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.training, "MOST_EXAMPLES", 3)
+    blank = tuple(Annotation(task, task, "2026-01-01", "  ", RUDE) for task in range(100, 107))
+    project.store.apply(Changes(PROJECT, annotations=blank))
+    project.annotate([1, 2])
+    assert project.run()["new"] == 2
+    assert project.run() == {"published": None, "live": "v1"}
+    assert not project.is_behind()

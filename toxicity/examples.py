@@ -20,7 +20,7 @@ BEHIND_KEY = "toxicity:behind"
 PROJECTS_KEY = "toxicity:projects"
 SKIPPED, DELETED = "skipped", "deleted"  # in the place of votes: a decision for nothing, a tombstone
 TEXTS_AT_ONCE = 500
-EVENTS_AT_ONCE = 5000
+EVENTS_AT_ONCE = 1000
 
 # KEYS: annotations, texts, votes, events, behind, projects. `annotations` maps an annotation to "updated_at\ntask\nvotes",
 # `texts` a task to its comment ('' once the task is deleted), `votes` a task to how many annotations decide on it.
@@ -90,7 +90,7 @@ return fall_behind()
 _CAUGHT_UP_LUA = """
 local next = redis.call('XRANGE', KEYS[1], '(' .. ARGV[2], '+', 'COUNT', 1)
 if #next == 0 then return redis.call('ZREM', KEYS[2], ARGV[1]) end
-redis.call('ZADD', KEYS[2], 'XX', math.floor(tonumber(string.match(next[1][1], '^%d+')) / 1000), ARGV[1])
+redis.call('ZADD', KEYS[2], math.floor(tonumber(string.match(next[1][1], '^%d+')) / 1000), ARGV[1])
 return 0
 """
 
@@ -173,29 +173,32 @@ class ExampleStore:
     def changed_since(self, project: int, watermark: str, at_most: int | None = None) -> set[int]:
         """Return the tasks whose examples are new or changed after a watermark; deleted ones are nothing to learn.
 
-        With `at_most` reading stops at so many tasks (or somewhat more), however long the project is behind.
+        With `at_most` reading stops at so many tasks, however far the project is behind.
         """
         return self._read_events(project, watermark, at_most)[1]
 
     def _read_events(self, project: int, watermark: str, at_most: int | None) -> tuple[str, set[int]]:
-        """Return how far the events were read, and the tasks in them that still have an example."""
+        """Return how far the events were read, and the tasks in them that still have an example: `at_most` so many."""
         _, _, votes, events = self._keys(project)
         tasks: set[int] = set()
-        while at_most is None or len(tasks) < at_most:
-            page = self._redis.xrange(events, min=f"({watermark}", count=EVENTS_AT_ONCE if at_most is None else at_most)
-            entries = cast(list[tuple[bytes, dict[bytes, bytes]]], page)
+        while True:
+            page = self._redis.xrange(events, min=f"({watermark}", count=EVENTS_AT_ONCE)
+            entries = [(entry, fields[b"task"]) for entry, fields in cast(list[tuple[bytes, dict[bytes, bytes]]], page)]
             if not entries:
-                break
-            named = list({fields[b"task"] for _, fields in entries})
+                return watermark, tasks
+            named = list({task for _, task in entries})
             alive = cast(list[bytes | None], self._redis.hmget(votes, named))
-            tasks |= {int(task) for task, count in zip(named, alive, strict=True) if count is not None}
-            watermark = entries[-1][0].decode()
-        return watermark, tasks
+            learnable = {task for task, count in zip(named, alive, strict=True) if count is not None}
+            for entry, task in entries:
+                if at_most is not None and len(tasks) >= at_most:
+                    return watermark, tasks
+                watermark = entry.decode()
+                tasks |= {int(task)} if task in learnable else set()
 
     def caught_up(self, project: int, watermark: str) -> bool:
         """Take a project off the list of those behind, unless events came after the watermark.
 
-        Then its wait begins with the first of them. Atomic. Returns whether the project is caught up.
+        Then it is behind, and its wait begins with the first of them. Atomic. Returns whether the project is caught up.
         """
         return bool(self._caught_up(keys=[self._keys(project)[3], BEHIND_KEY], args=[project, watermark]))
 

@@ -106,8 +106,10 @@ def read_event(action: object, payload: Mapping[str, Any]) -> Changes:
         label_config = (project_field.get("label_config") if isinstance(project_field, Mapping) else None) or DEFAULT_CONFIG
         if not isinstance(label_config, str):
             raise LabelStudioError(f"project.label_config is of type {type(label_config).__name__}; expected the config's XML.")
-        annotations, unreadable = _annotations(payload, read_config(label_config))
-        return Changes(project, annotations=tuple(annotations), unreadable=unreadable)
+        annotations, errors = _annotations(payload, read_config(label_config))
+        if errors and not annotations:
+            raise errors[0]
+        return Changes(project, annotations=tuple(annotations), unreadable=len(errors))
     if action in ANNOTATION_DELETIONS:
         return Changes(project, deleted_annotations=tuple(_ids(payload, "annotations", "annotation")))
     if action in TASK_DELETIONS:
@@ -115,7 +117,7 @@ def read_event(action: object, payload: Mapping[str, Any]) -> Changes:
     return Changes(project, project_deleted=action == "PROJECT_DELETED", start_training=action == "START_TRAINING")
 
 
-def _annotations(payload: Mapping[str, Any], config: LabellingConfig) -> tuple[list[Annotation], int]:
+def _annotations(payload: Mapping[str, Any], config: LabellingConfig) -> tuple[list[Annotation], list[LabelStudioError]]:
     tasks = {_id(task): task for task in _listed(payload.get("task", payload.get("tasks")))}
     only = next(iter(tasks.values())) if len(tasks) == 1 else None
     annotations = _listed(payload.get("annotation", payload.get("annotations")))
@@ -131,13 +133,10 @@ def _annotations(payload: Mapping[str, Any], config: LabellingConfig) -> tuple[l
 
 def readable_annotations(
     annotated: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]], config: LabellingConfig
-) -> tuple[list[Annotation], int]:
-    """Return the annotations (each given with its task) that can be read, and how many cannot.
+) -> tuple[list[Annotation], list[LabelStudioError]]:
+    """Return the annotations (each given with its task) that can be read, and why each of the others cannot.
 
     One odd annotation must not cost the thousands that come with it.
-
-    Raises:
-        LabelStudioError: there are some, and none of them can be read.
     """
     read: list[Annotation] = []
     errors: list[LabelStudioError] = []
@@ -150,9 +149,7 @@ def readable_annotations(
             errors.append(error)
         else:
             read.extend([one] if one is not None else [])
-    if errors and len(errors) == len(annotated):
-        raise errors[0]
-    return read, len(errors)
+    return read, errors
 
 
 def read_annotation(annotation: Mapping[str, Any], task: Mapping[str, Any], config: LabellingConfig) -> Annotation | None:

@@ -5,13 +5,14 @@ annotation made before the backend was connected never will: those are taken ove
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import httpx
 from label_studio_sdk import LabelStudio
 from label_studio_sdk.core.api_error import ApiError
 
-from toxicity.label_studio import Annotation, readable_annotations
+from toxicity.label_studio import Changes, readable_annotations
 from toxicity.labelling_config import read_config
 from toxicity.settings import Settings
 
@@ -22,8 +23,8 @@ class LabelStudioApiError(Exception):
     """Label Studio did not answer, or refused; the message says what to look at and holds no task."""
 
 
-def annotations_in_label_studio(settings: Settings, project: int) -> Iterator[list[Annotation]]:
-    """Yield the annotations of a project as Label Studio has them, one page of tasks at a time.
+def annotations_in_label_studio(settings: Settings, project: int) -> Iterator[Changes]:
+    """Yield the annotations of a project as Label Studio has them, as changes to record, one page of tasks at a time.
 
     Raises:
         LabelStudioApiError: Label Studio did not answer, refused the token, or has no such project.
@@ -35,15 +36,11 @@ def annotations_in_label_studio(settings: Settings, project: int) -> Iterator[li
             base_url=settings.label_studio_url, api_key=settings.label_studio_api_key
         )
         config = read_config(client.projects.get(id=project).label_config or "")
-        page: list[Annotation] = []
-        for position, task in enumerate(client.tasks.list(project=project, fields="all", page_size=PAGE_SIZE), start=1):
-            values = task.model_dump(mode="json")
-            annotated = [(annotation, values) for annotation in values.get("annotations") or []]
-            page.extend(readable_annotations(annotated, config)[0])
-            if position % PAGE_SIZE == 0:
-                yield page
-                page = []
-        yield page
+        tasks = (task.model_dump(mode="json") for task in client.tasks.list(project=project, fields="all", page_size=PAGE_SIZE))
+        while page := list(islice(tasks, PAGE_SIZE)):
+            annotated = [(annotation, task) for task in page for annotation in task.get("annotations") or []]
+            annotations, errors = readable_annotations(annotated, config)
+            yield Changes(project, annotations=tuple(annotations), unreadable=len(errors))
     except ApiError as error:
         raise LabelStudioApiError(
             f"Label Studio at {settings.label_studio_url} answered {error.status_code} for project {project}: "

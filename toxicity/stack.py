@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,7 +89,8 @@ def run_stack(settings: Settings) -> int:
         print("\nstopping", flush=True)
         return 0
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
+        for signum in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave processes behind
+            signal.signal(signum, signal.SIG_IGN)
         _stop(parts)
 
 
@@ -159,9 +161,10 @@ def _session(leader: int) -> list[int]:
 def _data_dir_lock(settings: Settings) -> Iterator[IO[str]]:
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
+        (settings.data_dir / "up.lock").touch()
     except OSError as error:
         raise StackError(
-            f"DATA_DIR={settings.data_dir} cannot be made ({error.strerror}): set it to a folder of yours."
+            f"DATA_DIR={settings.data_dir} cannot be written ({error.strerror}): set it to a folder of yours."
         ) from error
     with (settings.data_dir / "up.lock").open("a+") as lock:
         try:
@@ -212,6 +215,8 @@ def _require_encoder(settings: Settings) -> None:
 def _require_redis(settings: Settings) -> None:
     try:
         redis.Redis.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=5).ping()
+    except ValueError as error:
+        raise StackError(f"REDIS_URL is no address that can be read ({error}); e.g. redis://127.0.0.1:6379/0.") from error
     except redis.RedisError as error:
         raise StackError(
             f"The Redis of REDIS_URL does not answer ({type(error).__name__}). "
@@ -247,6 +252,9 @@ def _first_answer(settings: Settings, parts: list[Part]) -> dict[str, Any]:
                 result: dict[str, Any] = json.load(response)["results"][0]
                 return result
         except urllib.error.HTTPError as error:
+            if error.code == HTTPStatus.SERVICE_UNAVAILABLE:  # still loading, and all slots wait for that
+                time.sleep(1)
+                continue
             raise StackError(f"backend answered /predict with {error.code}; see {parts[-1].log}.") from error
         except OSError:  # not listening yet, or still loading
             time.sleep(0.2)

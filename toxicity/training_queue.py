@@ -29,6 +29,8 @@ LOST_AFTER = 30  # seconds that a queued job may be in no list: longer than a wo
 
 _NEXT_RUN_LUA = "if (redis.call('GET', KEYS[1]) or '0') == ARGV[1] then return redis.call('INCR', KEYS[1]) end"
 
+_DONE_LUA = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end"
+
 
 class TrainingJob(Job):
     """A job that runs nothing but a training run: whoever can write to Redis must not thereby run code here.
@@ -98,15 +100,19 @@ class TrainingQueue:
         Raises:
             redis.RedisError: it was not asked.
         """
-        self._redis.sadd(TAKE_OVER_KEY, project)
+        self._redis.hincrby(TAKE_OVER_KEY, str(project), 1)
 
-    def begin_take_over(self, project: int) -> bool:
-        """Tell whether a take-over was asked for, and forget it: one that is asked for from now on is another one."""
-        return bool(self._redis.srem(TAKE_OVER_KEY, project))
+    def take_over_requested(self, project: int) -> int:
+        """Return how often a take-over was asked for since the last one; 0 for never."""
+        return int(cast(bytes, self._redis.hget(TAKE_OVER_KEY, str(project)) or b"0"))
+
+    def take_over_done(self, project: int, requests: int) -> None:
+        """Forget the requests that were answered, unless another one came meanwhile: that one wants a take-over of its own."""
+        self._redis.eval(_DONE_LUA, 1, TAKE_OVER_KEY, str(project), str(requests))
 
     def awaiting_take_over(self) -> list[int]:
-        """Return the projects for which a take-over was asked and has not begun."""
-        return sorted(int(project) for project in cast(set[bytes], self._redis.smembers(TAKE_OVER_KEY)))
+        """Return the projects for which a take-over was asked and not yet done."""
+        return sorted(int(project) for project in cast(list[bytes], self._redis.hkeys(TAKE_OVER_KEY)))
 
     def current_run(self, project: int) -> Job | None:
         """Return the project's newest run, whatever its state; None where there was none (or it is forgotten)."""

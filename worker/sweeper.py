@@ -1,7 +1,7 @@
 """Queues a training run for every project that is due, again and again: what makes training certain to happen.
 
 Not here: the rule (toxicity/training_queue.py: is_due) and the run (training.py). Nothing depends on a message arriving: each
-sweep compares each project's events with its live version's watermark.
+sweep compares each project's events with its newest version's watermark.
 """
 
 import logging
@@ -41,7 +41,8 @@ class Sweeper:
 
     def sweep(self) -> list[int]:
         """Queue what is due or was asked for; return those projects."""
-        requested = set(self._queue.awaiting_take_over())  # asked for while a run was on, or in the moment before a crash
+        # What was asked for while a run was on, or in the moment before a crash.
+        requested = {project for project in self._queue.awaiting_take_over() if not self._resting(project)}
         now = self._examples.now()
         for project, since in self._examples.behind().items():
             watermark = self._watermark(project)

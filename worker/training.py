@@ -18,7 +18,6 @@ from toxicity.comments import LabelledComment
 from toxicity.corpus import anchors_file, read_corpus
 from toxicity.examples import BEGINNING, ExampleStore, Snapshot
 from toxicity.fine_tuning import Progress, TrainingPlan, fine_tune, replay_indices
-from toxicity.label_studio import Changes
 from toxicity.label_studio_api import LabelStudioApiError, annotations_in_label_studio
 from toxicity.labelling_config import LabelStudioError
 from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
@@ -58,8 +57,7 @@ def learn_and_publish(settings: Settings, store: ExampleStore, project: int, loc
     number = versions.next_number()  # before training: a rival run from the same parent gets the same one, and one of them wins
     in_service = versions.current()
     parent = _parent(settings, versions, in_service)
-    snapshot = store.snapshot(project, parent.watermark, at_most=MOST_EXAMPLES)
-    new = store.comments(project, snapshot, sorted(snapshot.changed))
+    snapshot, new = _first_lesson(store, project, parent.watermark)
     if not new:
         store.caught_up(project, snapshot.watermark)
         logger.info("project %d: nothing new since %s", project, parent.name)
@@ -87,20 +85,39 @@ def _take_over(settings: Settings, connection: redis.Redis, project: int) -> dic
 
     A failure is told and does not end the run: what the webhooks sent is learned all the same.
     """
-    if not TrainingQueue(connection, settings).begin_take_over(project) or not settings.label_studio_url:
+    queue = TrainingQueue(connection, settings)
+    requests = queue.take_over_requested(project)
+    if not requests:
         return {}
-    _report(stage="taking over annotations")
-    store = ExampleStore(connection)
+    told: dict[str, Any] = {}
+    if settings.label_studio_url:
+        _report(stage="taking over annotations")
+        told = {"take_over": _taken_over(settings, ExampleStore(connection), project)}
+    queue.take_over_done(project, requests)  # only now: a run that is killed before is run again with its take-over
+    return told
+
+
+def _taken_over(settings: Settings, store: ExampleStore, project: int) -> int | str:
+    changed = unreadable = 0
     try:
-        changed = sum(
-            store.apply(Changes(project, annotations=tuple(annotations)))
-            for annotations in annotations_in_label_studio(settings, project)
-        )
+        for changes in annotations_in_label_studio(settings, project):
+            changed += store.apply(changes)
+            unreadable += changes.unreadable
     except (LabelStudioApiError, LabelStudioError) as error:
         logger.error("project %d: Label Studio's annotations could not be taken over: %s", project, error)
-        return {"take_over": f"failed: {error}"}
-    logger.info("project %d: %d examples taken over from Label Studio", project, changed)
-    return {"take_over": changed}
+        return f"failed: {error}"
+    logger.info("project %d: %d examples taken over, %d annotations could not be read", project, changed, unreadable)
+    return changed
+
+
+def _first_lesson(store: ExampleStore, project: int, watermark: str) -> tuple[Snapshot, list[LabelledComment]]:
+    """Return the oldest new examples, and the snapshot that they are from; pages of blank or tied ones are passed over."""
+    while True:
+        snapshot = store.snapshot(project, watermark, at_most=MOST_EXAMPLES)
+        new = store.comments(project, snapshot, sorted(snapshot.changed))
+        if new or snapshot.watermark == watermark:
+            return snapshot, new
+        watermark = snapshot.watermark
 
 
 def _parent(settings: Settings, versions: ProjectVersions, in_service: int) -> LoadedVersion:
