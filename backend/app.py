@@ -37,7 +37,7 @@ def create_app(settings: Settings | None = None, services: Services | None = Non
         services.live_models.start()
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
-    app.json.sort_keys = False  # type: ignore[attr-defined] # labels keep their order; the default provider has it
+    app.json.sort_keys = False  # type: ignore[attr-defined] # labels keep their order; Flask types the provider by its base class
     app.extensions["toxicity"] = services
     _add_routes(app, settings, services)
     _add_error_answers(app)

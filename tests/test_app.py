@@ -28,7 +28,7 @@ from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
 from toxicity.redis_connection import connect_tightly
 from toxicity.settings import Settings
 from toxicity.training_queue import TrainingQueue
-from toxicity.versions import LoadedVersion, ProjectVersions
+from toxicity.versions import LoadedVersion, Predictor, ProjectVersions
 
 CANARY = "canary-7f3a"
 IMAGES_ONLY = '<View><Image name="img" value="$image"/></View>'
@@ -43,6 +43,15 @@ def store(connection: redis.Redis) -> ExampleStore:
 def services_of(settings: Settings, loader: Loader = load_without_tensorflow) -> Services:
     connection = connect_tightly(settings)
     return Services(LiveModels(settings, loader), ExampleStore(connection), TrainingQueue(connection, settings))
+
+
+def loader_of(predictor: Predictor) -> Loader:
+    """A loader whose every version answers by this predictor."""
+
+    def load(settings: Settings, versions: ProjectVersions, number: int) -> LoadedVersion:
+        return LoadedVersion(number, DEFAULT_THRESHOLDS, BEGINNING, predictor)
+
+    return load
 
 
 def client_of(settings: Settings, loader: Loader = load_without_tensorflow) -> FlaskClient:
@@ -136,8 +145,7 @@ class LengthPredictor:
 def test_odd_tasks_get_one_result_each_in_order(redis_settings: Settings) -> None:
     odd: list[Any] = ["x" * 100_000, None, "", 12345, "🤬" * 7, "مرحبا بكم", "half \ud83d", 1.5, True, ["a"], {"a": 1}, "\x00"]
     tasks = [task_of(text) for text in odd] + [{"id": 1}, {"id": 2, "data": {}}, {"id": 3, "data": None}, None, 7, "task"]
-    loader: Loader = lambda *_: LoadedVersion(0, DEFAULT_THRESHOLDS, BEGINNING, LengthPredictor())  # noqa: E731
-    answer = client_of(redis_settings, loader).post("/predict", data=json.dumps({"tasks": tasks}))
+    answer = client_of(redis_settings, loader_of(LengthPredictor())).post("/predict", data=json.dumps({"tasks": tasks}))
     assert answer.status_code == 200
     assert answer.json is not None
     lengths = [round(result["probabilities"]["toxic"] * 1_000_000) for result in answer.json["results"]]
@@ -375,8 +383,7 @@ def test_an_unexpected_fault_is_answered_and_logged_without_the_comment(
     redis_settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    loader: Loader = lambda *_: LoadedVersion(0, DEFAULT_THRESHOLDS, BEGINNING, FailingPredictor())  # noqa: E731
-    answer = client_of(redis_settings, loader).post("/predict", json={"tasks": [task_of(CANARY)]})
+    answer = client_of(redis_settings, loader_of(FailingPredictor())).post("/predict", json={"tasks": [task_of(CANARY)]})
     assert answer.status_code == 500
     assert answer.json == {"error": "An unexpected RuntimeError happened; the backend's log says where."}
     assert CANARY not in logged(caplog)
@@ -416,10 +423,7 @@ def test_when_every_slot_is_taken_a_prediction_is_refused_and_the_rest_answers(
             assert leave.wait(30)
             return np.zeros((len(comments), len(LABELS)), np.float32)
 
-    def load_slow(settings: Settings, versions: ProjectVersions, number: int) -> LoadedVersion:
-        return LoadedVersion(number, DEFAULT_THRESHOLDS, BEGINNING, Slow())
-
-    app = create_app(replace(redis_settings, threads=1), services_of(redis_settings, load_slow))
+    app = create_app(replace(redis_settings, threads=1), services_of(redis_settings, loader_of(Slow())))
     body = {"tasks": [{"data": {"text": "hello"}}]}
     statuses: list[int] = []
     first = threading.Thread(target=lambda: statuses.append(app.test_client().post("/predict", json=body).status_code))

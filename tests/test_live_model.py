@@ -71,6 +71,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def wait_for_number(follow: LiveModels, number: int) -> None:
+    wait_for(lambda: follow.of(1).number == number)
+
+
 def answer(live: LoadedVersion) -> int:
     """The number of the version that computed the answer, as VersionEncodingPredictor encodes it."""
     return round(float(live.classifier.predict(["text"])[0, 0]) * 100)
@@ -111,7 +115,7 @@ def test_the_follower_swaps_by_itself(follow: LiveModels, versions: ProjectVersi
     assert follow.of(1).name == "v0"
     for number in (1, 2):
         publish(versions, number)
-        wait_for(lambda number=number: follow.of(1).number == number)  # type: ignore[misc]
+        wait_for_number(follow, number)
     versions.make_current(1)
     wait_for(lambda: follow.of(1).number == 1)
 
@@ -265,7 +269,7 @@ def test_under_load_every_answer_comes_from_the_version_that_it_names(follow: Li
         hammering = [threads.submit(hammer, thread) for thread in range(8)]
         for number in range(1, 31):
             publish(versions, number)
-            wait_for(lambda number=number: follow.of(1).number == number)  # type: ignore[misc]
+            wait_for_number(follow, number)
         done.set()
         answers = [thread.result(10) for thread in hammering]
     for seen in answers:
@@ -277,7 +281,7 @@ def test_under_load_every_answer_comes_from_the_version_that_it_names(follow: Li
 def test_after_a_swap_the_old_version_is_gone_from_memory(settings: Settings, versions: ProjectVersions) -> None:
     def load_a_cycle(settings: Settings, versions: ProjectVersions, number: int) -> LoadedVersion:
         loaded = load_without_tensorflow(settings, versions, number)
-        loaded.classifier.itself = loaded.classifier  # type: ignore[attr-defined] # as Keras models refer to themselves
+        vars(loaded.classifier)["itself"] = loaded.classifier  # as Keras models refer to themselves
         return loaded
 
     publish(versions, 1)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import redis
 import worker.project_lock
 import worker.training
 from tests.conftest import manifest_of, save_tiny_encoder
+from toxicity.classifier import Classifier
 from toxicity.comments import LabelledComment
 from toxicity.encoder import embedded_saved_model
 from toxicity.examples import BEGINNING, ExampleStore
@@ -118,7 +119,7 @@ def test_a_project_without_examples_publishes_nothing(project: Project) -> None:
 def test_the_next_version_starts_from_the_live_one_and_replays_the_older_examples(project: Project, learned: Learned) -> None:
     project.annotate(range(4))
     project.run()
-    start = load_version(project.settings, project.versions, 1).classifier.weights()  # type: ignore[attr-defined]  # a Classifier
+    start = cast(Classifier, load_version(project.settings, project.versions, 1).classifier).weights()
     project.annotate([4])
     given = {}
 

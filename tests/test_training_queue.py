@@ -173,7 +173,7 @@ def test_a_worker_that_meets_a_foreign_job_fails_it_and_lives(
 ) -> None:
     trained: list[int] = []
     stand_in = types.ModuleType("worker.training")
-    stand_in.train_project = trained.append  # type: ignore[attr-defined]
+    vars(stand_in)["train_project"] = trained.append
     monkeypatch.setitem(sys.modules, "worker.training", stand_in)
     monkeypatch.setattr("worker.training", stand_in, raising=False)
     foreign = training.queue.enqueue_call("os.system", args=(f"touch {tmp_path}/broken_in",))

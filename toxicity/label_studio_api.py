@@ -31,8 +31,7 @@ def annotations_in_label_studio(settings: Settings, project: int) -> Iterator[Ch
         LabelStudioError: the project's labelling config does not fit.
     """
     try:
-        # The SDK declares no types here.
-        client: Any = LabelStudio(  # type: ignore[no-untyped-call]
+        client: Any = LabelStudio(  # type: ignore[no-untyped-call] # the SDK declares no types here
             base_url=settings.label_studio_url, api_key=settings.label_studio_api_key
         )
         config = read_config(client.projects.get(id=project).label_config or "")
