@@ -9,7 +9,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 	--no-emit-index-url $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast lint lock starter clean
+.PHONY: help up test test-fast lint lock starter quality stream gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,11 +31,25 @@ lint: .venv/installed-dev ## ruff and mypy
 lock: .venv/uv-installed ## renew requirements.txt and the other pinned lists
 	$(COMPILE) --overrides requirements/overrides.txt --upgrade requirements.in -o requirements.txt
 	$(COMPILE) --overrides requirements/overrides.txt -c requirements.txt requirements/dev.in -o requirements/dev.txt
+	$(COMPILE) -c requirements.txt --upgrade requirements/gpu.in -o requirements/gpu.txt
 	$(COMPILE) --upgrade requirements/label-studio.in -o requirements/label-studio.txt
 
-starter: .venv/installed ## make the starter weights: make starter DATA=train.csv
+starter: .venv/installed ## make the starter weights: make starter DATA=train.csv [VALIDATE=validation.csv]
 	@test -n "$(DATA)" || { echo "Say which Jigsaw-format CSV to learn from: make starter DATA=train.csv"; exit 2; }
-	$(BIN)/python -m toxicity starter $(DATA)
+	$(BIN)/python -m toxicity starter $(DATA) $(if $(VALIDATE),--validate $(VALIDATE))
+
+quality: .venv/installed-dev ## how well it learns: make quality DATA=train.csv VALIDATE=validation.csv [OPTIONS="--variants all"]
+	@test -n "$(DATA)" -a -n "$(VALIDATE)" || { echo "Say which Jigsaw-format CSVs: make quality DATA=train.csv VALIDATE=validation.csv"; exit 2; }
+	$(BIN)/python -m benchmarks.quality $(DATA) $(VALIDATE) $(OPTIONS)
+
+stream: .venv/installed-dev ## how well it learns from annotations: make stream DATA=train.csv VALIDATE=validation.csv [OPTIONS="--batch 300"]
+	@test -n "$(DATA)" -a -n "$(VALIDATE)" || { echo "Say which Jigsaw-format CSVs: make stream DATA=train.csv VALIDATE=validation.csv"; exit 2; }
+	$(BIN)/python -m benchmarks.stream $(DATA) $(VALIDATE) $(OPTIONS)
+
+gpu: .venv/installed ## put TensorFlow's GPU build (2.5 GB) in the place of the CPU build
+	$(UV) pip uninstall --quiet --python $(BIN)/python tensorflow-cpu
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/gpu.txt
+	$(BIN)/python -c "import tensorflow as tf; print('GPUs:', [gpu.name for gpu in tf.config.list_physical_devices('GPU')] or 'none seen')"
 
 clean: ## remove the environments (not the data)
 	rm -rf .venv .venv-label-studio

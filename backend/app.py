@@ -18,7 +18,7 @@ from backend.model import Services, ToxicityModel, build_services
 from toxicity.label_studio import project_id
 from toxicity.labelling_config import LabellingConfigError, LabelStudioError, read_config
 from toxicity.settings import LOG_FORMAT, Settings, settings_from_environment
-from toxicity.versions import STARTER_NUMBER, ProjectVersions, projects_with_versions, version_name
+from toxicity.versions import BASE_PROJECT, STARTER_NUMBER, ProjectVersions, projects_with_versions
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +81,10 @@ def _add_routes(app: Flask, settings: Settings, services: Services) -> None:
     @app.get("/versions")
     def versions() -> Response:
         asked = project_id(request.args.get("project"))
-        projects = projects_with_versions(settings.models_dir()) if asked is None else [asked]
-        numbers = {number for project in projects for number in ProjectVersions(settings.models_dir(), project).numbers()}
-        return jsonify(versions=[version_name(number) for number in sorted({STARTER_NUMBER, *numbers})])
+        projects = [BASE_PROJECT, *projects_with_versions(settings.models_dir())] if asked is None else [asked]
+        lines = [ProjectVersions(settings.models_dir(), project) for project in projects]
+        names = [line.name(number) for line in lines for number in (STARTER_NUMBER, *line.numbers())]
+        return jsonify(versions=list(dict.fromkeys(names)))
 
 
 class PredictionSlots:

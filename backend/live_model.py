@@ -10,9 +10,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
+from toxicity.examples import BEGINNING
 from toxicity.settings import Settings
-from toxicity.versions import STARTER_NUMBER, LoadedVersion, ProjectVersions, VersionError, version_name
+from toxicity.versions import BASE_PROJECT, STARTER_NUMBER, LoadedVersion, ProjectVersions, VersionError
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +37,7 @@ class LiveModels:
         """Nothing is loaded yet; start() begins that in the background."""
         self._settings = settings
         self._loader = loader
-        self._live: dict[int | None, LoadedVersion] = {}
-        self._starter: LoadedVersion | None = None
+        self._live: dict[int, LoadedVersion] = {}
         self._refused: dict[tuple[int, int], float] = {}
         self._loading = threading.Lock()
         self._stopping = threading.Event()
@@ -53,30 +54,29 @@ class LiveModels:
             self._follower.join()
 
     def of(self, project: int | None) -> LoadedVersion:
-        """Return the live version of a project (None: the starter), loading it if this process never did.
+        """Return the live version of a project (None: the base's), loading it if this process never did.
 
         Keep the returned reference for the whole of a request: it never changes, whatever is published meanwhile.
         """
+        project = BASE_PROJECT if project is None else project
         live = self._live.get(project)
         if live is None:
             with self._loading:
-                live = self._live.get(project) or self._first(project)
-                self._live[project] = live
+                live = self._first(project)
         return live
 
     def version_in_service(self, project: int | None) -> str:
         """Return the name of the version that answers, or will answer, for a project; at once, without loading."""
-        live = self._live.get(project)
-        if live is not None or project is None:
-            return version_name(live.number if live else STARTER_NUMBER)
+        versions = self._versions(BASE_PROJECT if project is None else project)
+        live = self._live.get(versions.project)
         try:
-            return version_name(self._versions(project).current())
+            return live.name if live is not None else versions.name(versions.current())
         except VersionError:
-            return version_name(STARTER_NUMBER)
+            return self._versions(BASE_PROJECT).name(STARTER_NUMBER)
 
     def swap_where_behind(self) -> None:
-        """Look once for newly published (or rolled back) versions, and swap to them."""
-        for project in [project for project in list(self._live) if project is not None]:
+        """Look once for newly published (or rolled back) versions, and swap to them; the base first, as others rest on it."""
+        for project in sorted(self._live):
             in_service = self._live[project].name
             if self._swap(project):
                 # Keras models are reference cycles: without this the old one would stay until some later collection.
@@ -84,12 +84,16 @@ class LiveModels:
                 logger.info("project %d: swapped %s for %s", project, in_service, self._live[project].name)
 
     def _swap(self, project: int) -> bool:
+        live = self._live[project]
         try:
             wanted = self._versions(project).current()
         except (VersionError, OSError) as error:
-            logger.error("project %d: stays on %s: %s", project, self._live[project].name, error)
+            logger.error("project %d: stays on %s: %s", project, live.name, error)
             return False
-        if wanted == self._live[project].number or self._is_refused(project, wanted):
+        rests_on_base = wanted == STARTER_NUMBER and project != BASE_PROJECT
+        if wanted == live.number and not (rests_on_base and live.name != self._live[BASE_PROJECT].name):
+            return False
+        if self._is_refused(project, wanted):
             return False
         with self._loading:
             newer = self._checked(project, wanted)
@@ -102,41 +106,46 @@ class LiveModels:
         while True:
             try:
                 with self._loading:
-                    self._starter_version()
+                    self._first(BASE_PROJECT)
                 self.swap_where_behind()
             except Exception:  # the thread must outlive any fault, or the process would serve old weights for ever
                 logger.exception("looking for new versions failed; trying again in %s s", self._settings.swap_poll)
             if self._stopping.wait(self._settings.swap_poll):
                 return
 
-    def _first(self, project: int | None) -> LoadedVersion:
-        """The current version, or else the newest that loads, or else the starter."""
-        if project is None:
-            return self._starter_version()
+    def _first(self, project: int) -> LoadedVersion:
+        """The current version, or else the newest that loads, or else what the project started from."""
+        if project not in self._live:
+            self._live[project] = self._newest(project)
+        return self._live[project]
+
+    def _newest(self, project: int) -> LoadedVersion:
         versions = self._versions(project)
         try:
             current = versions.current()
         except VersionError as error:
             logger.error("project %d: %s", project, error)
-            current = max(versions.numbers(), default=STARTER_NUMBER)
-        for number in [current, *(number for number in reversed(versions.numbers()) if number < current)]:
+            current = max(versions.accepted(), default=STARTER_NUMBER)
+        for number in [current, *(number for number in reversed(versions.accepted()) if number < current)]:
             loaded = None if number == STARTER_NUMBER else self._checked(project, number)
             if loaded is not None:
                 return loaded
-        return self._starter_version()
+        return self._beginning(project)
 
-    def _starter_version(self) -> LoadedVersion:
-        if self._starter is None:
-            started = time.monotonic()
-            # The starter belongs to no project; its folder is never looked at.
-            self._starter = self._loader(self._settings, self._versions(0), STARTER_NUMBER)
-            logger.info("starter loaded in %.1f s", time.monotonic() - started)
-        return self._starter
+    def _beginning(self, project: int) -> LoadedVersion:
+        """What stands before a project's own versions: the base's live version, and before the base's the starter."""
+        if project != BASE_PROJECT:
+            base = self._first(BASE_PROJECT)
+            return replace(base, number=STARTER_NUMBER, watermark=BEGINNING)
+        started = time.monotonic()
+        starter = self._loader(self._settings, self._versions(BASE_PROJECT), STARTER_NUMBER)
+        logger.info("starter loaded in %.1f s", time.monotonic() - started)
+        return starter
 
     def _checked(self, project: int, number: int) -> LoadedVersion | None:
         try:
             if number == STARTER_NUMBER:
-                return self._starter_version()
+                return self._beginning(project)
             return self._loader(self._settings, self._versions(project), number)
         except Exception as error:  # whatever is wrong with it, the old one and other projects must go on
             logger.error("project %d: version %d refused (%s): %s", project, number, type(error).__name__, error)

@@ -77,7 +77,7 @@ class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml 
         """Return one prediction for each task, in order, all of them by one version."""
         project = self.project if self.project is not None else _project_of(tasks)
         live = self.services.live_models.of(project)
-        probabilities = live.classifier.predict([comment_text(task, self._config) for task in tasks])
+        probabilities = live.predict([comment_text(task, self._config) for task in tasks])
         return [prediction(row, live.thresholds, live.name, self._config) for row in probabilities.tolist()]
 
     def fit(self, tasks: Iterable[Mapping[str, Any]], workdir: str | None = None, **kwargs: Any) -> dict[str, Any]:

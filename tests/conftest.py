@@ -13,10 +13,12 @@ import numpy.typing as npt
 import pytest
 import redis
 
+from toxicity.calibration import IDENTITY
 from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
+from toxicity.manifest import Manifest, Verdict
 from toxicity.redis_connection import redis_server_command, socket_path
 from toxicity.settings import Settings
-from toxicity.versions import LoadedVersion, Manifest, ProjectVersions
+from toxicity.versions import CARD_FILE, CARD_JSON_FILE, LoadedVersion, ProjectVersions
 
 if TYPE_CHECKING:
     from toxicity.classifier import Classifier
@@ -91,32 +93,65 @@ class VersionEncodingPredictor:
 
 def load_without_tensorflow(settings: Settings, versions: ProjectVersions, number: int) -> LoadedVersion:
     """Stands in for backend.live_model.load: checks the files like it, but builds no network."""
-    watermark = "0-0"
+    watermark, thresholds, calibration = "0-0", DEFAULT_THRESHOLDS, IDENTITY
     if number != 0:
         manifest, _ = versions.load(number)
-        watermark = manifest.watermark
-    return LoadedVersion(number, DEFAULT_THRESHOLDS, watermark, VersionEncodingPredictor(number))
+        watermark, thresholds, calibration = manifest.watermark, manifest.thresholds, manifest.calibration
+    predictor = VersionEncodingPredictor(number)
+    return LoadedVersion(versions.name(number), number, thresholds, watermark, predictor, calibration)
 
 
-def manifest_of(number: int, parent: int = 0, watermark: str = "0-0", fingerprint: str = "test") -> Manifest:
+ACCEPTED = Verdict(True, ("not worse than its parent",), "hold-out", 40)
+REJECTED = Verdict(False, ("its log loss is 0.2000, that of its parent 0.1000 (margin 0.0100)",), "hold-out", 40)
+CARDS = {CARD_JSON_FILE: "{}", CARD_FILE: "# card"}
+
+
+def manifest_of(
+    number: int, parent: int = 0, watermark: str = "0-0", fingerprint: str = "test", verdict: Verdict = ACCEPTED, best: int = 0
+) -> Manifest:
     return Manifest(
+        name=f"v{number}",
         number=number,
         parent=parent,
+        parent_name=f"v{parent}",
+        best=best,
         watermark=watermark,
         created_at="2026-01-01T00:00:00+00:00",
+        encoder="embedded",
         fingerprint=fingerprint,
         labels=LABELS,
         thresholds=DEFAULT_THRESHOLDS,
+        calibration=IDENTITY,
         golden_outputs=((0.5,) * 6,),
-        measures={"training_loss": 0.1},
-        training={"examples": 1, "new_examples": 1, "epochs": 1, "learning_rate": 1e-5, "batch_size": 16, "seed": 0},
+        measures={"mean_roc_auc": 0.9, "log_loss": 0.1, "training_loss": 0.1},
+        verdict=verdict,
+        training={
+            "source": "new or changed examples of the project",
+            "examples": 1,
+            "new_examples": 1,
+            "replayed": 0,
+            "held_out": 40,
+            "from_the_beginning": True,
+            "epochs": 1,
+            "epochs_planned": 1,
+            "learning_rate": 1e-5,
+            "batch_size": 16,
+            "seed": 0,
+            "max_length": 32,
+            "precision": "float32",
+            "packages": {"numpy": "1"},
+        },
     )
 
 
-def publish(versions: ProjectVersions, number: int, watermark: str = "0-0") -> Manifest:
+def publish(
+    versions: ProjectVersions, number: int, watermark: str = "0-0", verdict: Verdict = ACCEPTED, best: int = 0
+) -> Manifest:
     """Publish a version whose weights are a single number."""
     weights = {"weight": np.full(3, number, np.float32)}
-    return versions.publish(manifest_of(number, number - 1, watermark), weights, "# card")
+    manifest = manifest_of(number, number - 1, watermark, verdict=verdict, best=best)
+    named = replace(manifest, name=versions.name(number), parent_name=versions.name(number - 1))
+    return versions.publish(named, weights, CARDS)
 
 
 @pytest.fixture(scope="session")

@@ -21,14 +21,15 @@ from flask.testing import FlaskClient
 from backend.app import create_app
 from backend.live_model import LiveModels, Loader
 from backend.model import Services
-from tests.conftest import load_without_tensorflow, publish
+from tests.conftest import CARDS, REJECTED, load_without_tensorflow, manifest_of, publish
+from toxicity.calibration import Calibration
 from toxicity.examples import BEGINNING, ExampleStore
 from toxicity.labelling_config import DEFAULT_CONFIG
 from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
 from toxicity.redis_connection import connect_tightly
 from toxicity.settings import Settings
 from toxicity.training_queue import TrainingQueue
-from toxicity.versions import LoadedVersion, Predictor, ProjectVersions
+from toxicity.versions import BASE_PROJECT, LoadedVersion, Predictor, ProjectVersions
 
 CANARY = "canary-7f3a"
 IMAGES_ONLY = '<View><Image name="img" value="$image"/></View>'
@@ -49,7 +50,7 @@ def loader_of(predictor: Predictor) -> Loader:
     """A loader whose every version answers by this predictor."""
 
     def load(settings: Settings, versions: ProjectVersions, number: int) -> LoadedVersion:
-        return LoadedVersion(number, DEFAULT_THRESHOLDS, BEGINNING, predictor)
+        return LoadedVersion(versions.name(number), number, DEFAULT_THRESHOLDS, BEGINNING, predictor)
 
     return load
 
@@ -409,6 +410,38 @@ def test_versions_lists_the_starter_and_what_was_published(client: FlaskClient, 
     assert client.get("/versions?project=3").json == {"versions": ["v0"]}
     assert client.get("/versions").json == {"versions": ["v0", "v1", "v2", "v10"]}
     assert client.get("/versions?project=x").status_code == 400
+
+
+def test_versions_lists_bases_by_their_names_and_rejected_versions_too(client: FlaskClient, redis_settings: Settings) -> None:
+    models = redis_settings.models_dir()
+    publish(ProjectVersions(models, 1), 1)
+    publish(ProjectVersions(models, 1), 2, verdict=REJECTED)
+    publish(ProjectVersions(models, BASE_PROJECT), 1)
+    assert client.get("/versions").json == {"versions": ["v0", "base-v1", "v1", "v2"]}
+    assert client.get("/versions?project=1").json == {"versions": ["base-v1", "v1", "v2"]}
+    assert client.get("/versions?project=0").json == {"versions": ["v0", "base-v1"]}
+
+
+def test_a_project_without_versions_is_set_up_and_predicted_by_the_base(client: FlaskClient, redis_settings: Settings) -> None:
+    publish(ProjectVersions(redis_settings.models_dir(), BASE_PROJECT), 6)
+    assert client.post("/setup", json={"project": "1.5"}).json == {"model_version": "base-v6"}
+    answer = client.post("/predict", json={"tasks": [task_of("a")], "project": "1.5"}).json
+    assert answer is not None
+    assert (answer["results"][0]["model_version"], answer["results"][0]["probabilities"]["toxic"]) == ("base-v6", 0.06)
+    publish(ProjectVersions(redis_settings.models_dir(), 2), 1)
+    assert client.post("/setup", json={"project": "2.5"}).json == {"model_version": "v1"}
+
+
+def test_predictions_are_calibrated_before_thresholds_are_applied(client: FlaskClient, redis_settings: Settings) -> None:
+    offsets = (2.0, 0.0, 0.0, 0.0, 0.0, -2.0)
+    manifest = replace(manifest_of(60), calibration=Calibration((1.0,) * 6, offsets), thresholds=(0.9, 0.7, 0.59, 0.5, 0.5, 0.1))
+    ProjectVersions(redis_settings.models_dir(), 1).publish(manifest, {"weight": np.zeros(3, np.float32)}, CARDS)
+    answer = client.post("/predict", json={"tasks": [task_of("bad")], "project": 1}).json
+    assert answer is not None
+    (result,) = answer["results"]
+    expected = {label: 1 / (1 + np.exp(-(np.log(0.6 / 0.4) + offset))) for label, offset in zip(LABELS, offsets, strict=True)}
+    assert result["probabilities"] == pytest.approx(expected, abs=1e-4)
+    assert result["result"][0]["value"]["choices"] == ["toxic", "obscene", "threat", "insult", "identity_hate"]
 
 
 def test_when_every_slot_is_taken_a_prediction_is_refused_and_the_rest_answers(

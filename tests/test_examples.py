@@ -104,11 +104,28 @@ def test_a_deleted_task_takes_its_example_with_it(store: ExampleStore, connectio
 def test_a_deleted_project_leaves_nothing_behind(store: ExampleStore, connection: redis.Redis) -> None:
     store.apply(annotate(TOXIC, text="canary"))
     store.apply(Changes(2, annotations=(Annotation(2, 20, EARLY, "other", INSULT),)))
+    store.assign(1, {10: True})
+    store.assign(2, {20: True})
     assert b"canary" in whole_redis(connection)
     store.apply(Changes(1, project_deleted=True))
     assert b"canary" not in whole_redis(connection)
     assert [key for key in connection.scan_iter() if b"{1}" in key] == []
     assert (store.projects(), list(store.behind()), examples(store, 2)) == ([2], [2], {20: INSULT})
+    assert (store.sides(1), store.sides(2)) == ({}, {20: True})
+
+
+def test_a_task_keeps_the_side_that_it_was_first_assigned(store: ExampleStore) -> None:
+    assert store.sides(1) == {}
+    store.assign(1, {10: True, 11: False})
+    store.assign(1, {10: False, 11: True, 12: True})
+    store.assign(1, {})
+    assert (store.sides(1), store.sides(2)) == ({10: True, 11: False, 12: True}, {})
+
+
+def test_many_sides_are_read_back(store: ExampleStore) -> None:
+    sides = {task: task % 5 == 0 for task in range(5000)}
+    store.assign(1, sides)
+    assert store.sides(1) == sides
 
 
 @pytest.mark.parametrize("withdrawal", [annotate(None, at=LATE), Changes(1, deleted_annotations=(1,))])

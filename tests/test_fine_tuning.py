@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 
 from toxicity.classifier import Classifier, FloatArray, build_classifier
 from toxicity.comments import LabelledComment
-from toxicity.fine_tuning import Progress, TrainingPlan, _schedule, _shuffled_batches, fine_tune, replay_indices
+from toxicity.fine_tuning import (
+    CORPUS_RECIPE,
+    Progress,
+    Recipe,
+    TrainingPlan,
+    _schedule,
+    _shuffled_batches,
+    cross_entropy,
+    fine_tune,
+    rate_factor,
+    replay_indices,
+)
+from toxicity.labels import LABELS, POSITIVE_WEIGHTS
 from toxicity.settings import EMBEDDED
 
 pytestmark = pytest.mark.tensorflow
@@ -28,7 +40,7 @@ ONE_SHAPE = TrainingPlan(epochs=6, learning_rate=1e-4, batch_size=4)  # compiled
 
 
 @dataclass
-class Trained:
+class Run:
     before: dict[str, FloatArray]
     after: dict[str, FloatArray]
     answers_before: FloatArray
@@ -37,15 +49,15 @@ class Trained:
     loss: float
 
 
-def train_embedded(data_dir: Path) -> Trained:
+def train_embedded(data_dir: Path) -> Run:
     classifier = build_classifier(EMBEDDED, data_dir, 32)
     before, answers_before, reports = classifier.weights(), classifier.predict(TEXTS), list[Progress]()
-    loss = fine_tune(classifier, COMMENTS, ONE_SHAPE, reports.append)
-    return Trained(before, classifier.weights(), answers_before, classifier.predict(TEXTS), reports, loss)
+    loss = fine_tune(classifier, COMMENTS, ONE_SHAPE, reports.append).loss
+    return Run(before, classifier.weights(), answers_before, classifier.predict(TEXTS), reports, loss)
 
 
 @pytest.fixture(scope="module")
-def trained(shared_data_dir: Path) -> Trained:
+def trained(shared_data_dir: Path) -> Run:
     return train_embedded(shared_data_dir)
 
 
@@ -54,7 +66,7 @@ def tiny(tiny_encoder: Path, tmp_path: Path) -> Classifier:
     return build_classifier(str(tiny_encoder), tmp_path, 32)
 
 
-def test_loss_falls_and_answers_move_towards_the_targets(trained: Trained) -> None:
+def test_loss_falls_and_answers_move_towards_the_targets(trained: Run) -> None:
     losses = [progress.loss for progress in trained.reports]
     assert np.mean(losses[-2:]) < 0.8 * np.mean(losses[:2])
     moved = trained.answers - trained.answers_before
@@ -65,18 +77,67 @@ def test_loss_falls_and_answers_move_towards_the_targets(trained: Trained) -> No
 
 def test_every_step_is_reported_and_the_last_epochs_mean_loss_returned(tiny: Classifier) -> None:
     reports: list[Progress] = []
-    loss = fine_tune(tiny, COMMENTS, PLAN, reports.append)
+    run = fine_tune(tiny, COMMENTS, PLAN, reports.append)
     assert [(progress.step, progress.steps) for progress in reports] == [(step, 8) for step in range(1, 9)]
-    assert loss == pytest.approx(np.mean([progress.loss for progress in reports[-2:]]))
+    assert run.loss == pytest.approx(np.mean([progress.loss for progress in reports[-2:]]))
+    assert (run.epochs, run.watched) == (4, ())
 
 
-def test_every_parameter_but_the_poolers_learns(trained: Trained) -> None:
+class Watch:
+    """Says these losses, one after each epoch, and remembers the weights that it said them of."""
+
+    def __init__(self, classifier: Classifier, *losses: float) -> None:
+        self.classifier = classifier
+        self.losses = losses
+        self.seen: list[dict[str, FloatArray]] = []
+
+    def __call__(self) -> float:
+        self.seen.append(self.classifier.weights())
+        return self.losses[len(self.seen) - 1]
+
+
+def assert_weights_are(classifier: Classifier, expected: dict[str, FloatArray]) -> None:
+    for name, value in classifier.weights().items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_the_first_epoch_that_lowers_nothing_is_the_last_and_the_best_weights_come_back(tiny: Classifier) -> None:
+    watch, reports = Watch(tiny, 0.5, 0.4, 0.45), list[Progress]()
+    run = fine_tune(tiny, COMMENTS, PLAN, reports.append, watch)
+    assert (run.epochs, run.watched) == (3, (0.5, 0.4, 0.45))
+    assert [progress.step for progress in reports] == list(range(1, 7))
+    assert run.loss == pytest.approx(np.mean([progress.loss for progress in reports[-2:]]))
+    assert_weights_are(tiny, watch.seen[1])
+    assert (watch.seen[1]["dense_output/bias"] != watch.seen[2]["dense_output/bias"]).any()
+
+
+def test_an_epoch_that_changes_nothing_of_the_loss_lowers_nothing(tiny: Classifier) -> None:
+    watch = Watch(tiny, 0.5, 0.5)
+    assert fine_tune(tiny, COMMENTS, PLAN, watch=watch).watched == (0.5, 0.5)
+    assert_weights_are(tiny, watch.seen[0])
+
+
+def test_as_long_as_the_watched_loss_falls_every_epoch_is_run(tiny: Classifier) -> None:
+    watch = Watch(tiny, 0.5, 0.4, 0.3, 0.2)
+    run = fine_tune(tiny, COMMENTS, PLAN, watch=watch)
+    assert (run.epochs, run.watched) == (4, (0.5, 0.4, 0.3, 0.2))
+    assert_weights_are(tiny, watch.seen[3])
+
+
+def test_watching_does_not_change_what_is_learned(tiny: Classifier, tiny_encoder: Path, tmp_path: Path) -> None:
+    other = build_classifier(str(tiny_encoder), tmp_path, 32)
+    fine_tune(tiny, COMMENTS, PLAN)
+    fine_tune(other, COMMENTS, PLAN, watch=Watch(other, 4, 3, 2, 1))
+    assert_weights_are(other, tiny.weights())
+
+
+def test_every_parameter_but_the_poolers_learns(trained: Run) -> None:
     unchanged = {name for name, value in trained.after.items() if np.array_equal(value, trained.before[name])}
     assert unchanged == {"encoder/bert/pooler/dense/kernel", "encoder/bert/pooler/dense/bias"}
     assert all(np.isfinite(value).all() for value in trained.after.values())
 
 
-def test_a_run_with_the_same_seed_gives_the_same_weights(trained: Trained, shared_data_dir: Path) -> None:
+def test_a_run_with_the_same_seed_gives_the_same_weights(trained: Run, shared_data_dir: Path) -> None:
     again = train_embedded(shared_data_dir)
     for name, value in again.after.items():
         np.testing.assert_allclose(value, trained.after[name], atol=1e-6, err_msg=name)
@@ -100,6 +161,33 @@ def test_a_label_that_only_some_were_asked_for_is_trained_on_those(tiny: Classif
     targets: list[float | None] = [1.0, None, None, None]
     fine_tune(tiny, [LabelledComment(text, (0.0, target, *KIND[2:])) for text, target in zip(TEXTS, targets, strict=True)], PLAN)
     assert (tiny.predict(TEXTS)[:, 1] > before).all()
+
+
+def test_in_a_corpus_a_positive_counts_as_often_as_its_labels_weight() -> None:
+    targets = np.array([[1.0] * 6, [0.0] * 6], np.float32)
+    probabilities = np.full((2, 6), 0.3, np.float32)
+    losses = np.array(cross_entropy(targets, probabilities))
+    np.testing.assert_allclose(losses, [[-np.log(0.3)] * 6, [-np.log(0.7)] * 6], rtol=1e-5)
+    weighted = np.array(CORPUS_RECIPE.loss(targets, probabilities))
+    np.testing.assert_allclose(weighted, losses * np.array([POSITIVE_WEIGHTS, (1.0,) * 6]), rtol=1e-5)
+    assert len(POSITIVE_WEIGHTS) == len(LABELS)
+
+
+def test_the_head_learns_ten_times_as_fast_as_the_encoder() -> None:
+    assert (rate_factor("dense_output/kernel:0"), rate_factor("layer/kernel:0")) == (10.0, 1.0)
+
+
+def test_a_recipe_says_what_is_minimized_and_how_fast_each_variable_learns(tiny: Classifier) -> None:
+    before = tiny.weights()
+    still = Recipe(rate_factor=lambda variable: 0.0 if variable.startswith("dense_output") else 3.0)
+    fine_tune(tiny, COMMENTS, PLAN, recipe=still)
+    after = tiny.weights()
+    for name in ("dense_output/kernel", "dense_output/bias"):
+        np.testing.assert_array_equal(after[name], before[name])
+    assert (after["encoder/layer/kernel"] != before["encoder/layer/kernel"]).all()
+    bias = after["dense_output/bias"]
+    fine_tune(tiny, COMMENTS, PLAN, recipe=Recipe(loss=lambda targets, probabilities: cross_entropy(1 - targets, probabilities)))
+    assert (tiny.weights()["dense_output/bias"][[1, 3, 5]] > bias[[1, 3, 5]]).all()  # nobody said so, but the recipe turned it
 
 
 def test_no_comments_are_refused(tiny: Classifier) -> None:

@@ -12,9 +12,10 @@ from dataclasses import replace
 import pytest
 
 from backend.live_model import REFUSED_SECONDS, LiveModels
-from tests.conftest import load_without_tensorflow, publish
+from tests.conftest import REJECTED, load_without_tensorflow, publish
+from toxicity.examples import BEGINNING
 from toxicity.settings import Settings
-from toxicity.versions import WEIGHTS_FILE, LoadedVersion, ProjectVersions
+from toxicity.versions import BASE_PROJECT, WEIGHTS_FILE, LoadedVersion, ProjectVersions
 
 
 class CountingLoader:
@@ -38,6 +39,11 @@ class CountingLoader:
 @pytest.fixture
 def versions(settings: Settings) -> ProjectVersions:
     return ProjectVersions(settings.models_dir(), 1)
+
+
+@pytest.fixture
+def base(settings: Settings) -> ProjectVersions:
+    return ProjectVersions(settings.models_dir(), BASE_PROJECT)
 
 
 @pytest.fixture
@@ -87,8 +93,100 @@ def test_a_project_without_versions_is_answered_by_the_starter(live_models: Live
 
 
 def test_projects_without_versions_share_one_starter(live_models: LiveModels, loader: CountingLoader) -> None:
-    assert live_models.of(None) is live_models.of(7) is live_models.of(8)
+    first = live_models.of(None)
+    assert live_models.of(7).classifier is live_models.of(8).classifier is first.classifier
+    assert live_models.of(7) is live_models.of(7)
     assert loader.asked == [(0, 0)]
+
+
+def test_projects_without_versions_are_answered_by_the_bases_live_version(
+    live_models: LiveModels, base: ProjectVersions, loader: CountingLoader
+) -> None:
+    publish(base, 1)
+    publish(base, 2, watermark="9-9")
+    assert [live_models.version_in_service(project) for project in (None, 7)] == ["base-v2", "base-v2"]
+    own, rests = live_models.of(None), live_models.of(7)
+    assert (own.name, own.number, answer(own)) == ("base-v2", 2, 2)
+    assert (rests.name, rests.number, rests.watermark, answer(rests)) == ("base-v2", 0, BEGINNING, 2)
+    assert rests.classifier is own.classifier
+    assert loader.asked == [(0, 2)]
+
+
+def test_projects_without_versions_follow_the_base_and_others_do_not(
+    live_models: LiveModels, base: ProjectVersions, versions: ProjectVersions, loader: CountingLoader
+) -> None:
+    publish(versions, 5)
+    for project in (7, 1, 8):  # the base was never asked for itself
+        live_models.of(project)
+    for publishes, name in ((1, "base-v1"), (2, "base-v2")):
+        publish(base, publishes)
+        live_models.swap_where_behind()
+        for follower in (7, 8, None):
+            live = live_models.of(follower)
+            assert (live.name, answer(live), live_models.version_in_service(follower)) == (name, publishes, name)
+        assert live_models.of(7).watermark == BEGINNING
+        assert live_models.of(1).name == "v5"
+    base.make_current(0)
+    live_models.swap_where_behind()
+    assert [live_models.of(project).name for project in (7, 8, None, 1)] == ["v0", "v0", "v0", "v5"]
+    taken = live_models.of(7)
+    live_models.swap_where_behind()
+    assert live_models.of(7) is taken
+    assert loader.asked == [(0, 0), (1, 5), (0, 1), (0, 2), (0, 0)]
+
+
+def test_a_project_that_rested_on_the_base_swaps_to_its_own_first_version_and_back(
+    live_models: LiveModels, base: ProjectVersions, versions: ProjectVersions
+) -> None:
+    publish(base, 3)
+    assert live_models.of(1).name == "base-v3"
+    publish(versions, 1)
+    live_models.swap_where_behind()
+    assert (live_models.of(1).name, answer(live_models.of(1))) == ("v1", 1)
+    versions.make_current(0)
+    live_models.swap_where_behind()
+    assert (live_models.of(1).name, answer(live_models.of(1))) == ("base-v3", 3)
+
+
+def test_a_damaged_new_base_is_refused_for_every_project_that_rests_on_it(
+    live_models: LiveModels, base: ProjectVersions, loader: CountingLoader
+) -> None:
+    publish(base, 1)
+    live_models.of(7)
+    publish(base, 2)
+    damage(base, 2)
+    for _ in range(3):
+        live_models.swap_where_behind()
+    assert [live_models.of(project).name for project in (None, 7)] == ["base-v1", "base-v1"]
+    assert loader.asked.count((0, 2)) == 1
+
+
+@pytest.mark.parametrize("pointer", [None, b"garbage"])
+def test_a_rejected_version_never_answers_unless_it_is_put_into_service_by_hand(
+    live_models: LiveModels, versions: ProjectVersions, pointer: bytes | None
+) -> None:
+    publish(versions, 1)
+    publish(versions, 2, verdict=REJECTED)
+    if pointer is None:
+        (versions.root / "current").unlink()
+    else:
+        (versions.root / "current").write_bytes(pointer)
+    assert live_models.of(1).name == "v1"
+    live_models.swap_where_behind()
+    assert live_models.of(1).name == "v1"
+    versions.make_current(2)
+    live_models.swap_where_behind()
+    assert (live_models.of(1).name, answer(live_models.of(1))) == ("v2", 2)
+
+
+def test_a_damaged_version_gives_way_to_an_accepted_one_before_it_never_to_a_rejected_one(
+    live_models: LiveModels, versions: ProjectVersions
+) -> None:
+    publish(versions, 1)
+    publish(versions, 2, verdict=REJECTED)
+    publish(versions, 3)
+    damage(versions, 3)
+    assert live_models.of(1).name == "v1"
 
 
 def test_the_current_version_answers_from_the_first_request_on(live_models: LiveModels, versions: ProjectVersions) -> None:
@@ -278,7 +376,10 @@ def test_under_load_every_answer_comes_from_the_version_that_it_names(follow: Li
     assert len({named for seen in answers for named, _ in seen}) > 10  # the hammering did meet the swaps
 
 
-def test_after_a_swap_the_old_version_is_gone_from_memory(settings: Settings, versions: ProjectVersions) -> None:
+@pytest.mark.parametrize("project", [BASE_PROJECT, 1])
+def test_after_a_swap_the_old_version_is_gone_from_memory(settings: Settings, project: int) -> None:
+    versions = ProjectVersions(settings.models_dir(), project)
+
     def load_a_cycle(settings: Settings, versions: ProjectVersions, number: int) -> LoadedVersion:
         loaded = load_without_tensorflow(settings, versions, number)
         vars(loaded.classifier)["itself"] = loaded.classifier  # as Keras models refer to themselves
@@ -288,10 +389,12 @@ def test_after_a_swap_the_old_version_is_gone_from_memory(settings: Settings, ve
     live_models = LiveModels(settings, load_a_cycle)
     gc.disable()
     try:
-        old = weakref.ref(live_models.of(1).classifier)
+        old = weakref.ref(live_models.of(project).classifier)
+        resting = live_models.of(7).name
         publish(versions, 2)
         live_models.swap_where_behind()
-        assert live_models.of(1).number == 2
+        assert live_models.of(project).number == 2
+        assert live_models.of(7).name == ("base-v2" if project == BASE_PROJECT else resting)
         assert old() is None
     finally:
         gc.enable()

@@ -7,17 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import TINY_VOCABULARY, manifest_of, save_tiny_encoder
+from tests.conftest import ACCEPTED, CARDS, REJECTED, TINY_VOCABULARY, manifest_of, save_tiny_encoder
+from toxicity.calibration import IDENTITY, Calibration
 from toxicity.classifier import Classifier, build_classifier
+from toxicity.devices import Devices
 from toxicity.examples import BEGINNING
 from toxicity.labels import DEFAULT_THRESHOLDS
-from toxicity.loading import GOLDEN_COMMENTS, EncoderChangedError, check_golden, golden_outputs, load_version
+from toxicity.loading import GOLDEN_COMMENTS, EncoderChangedError, check_golden, golden_outputs, load_newest, load_version
+from toxicity.manifest import Manifest
 from toxicity.settings import Settings
-from toxicity.versions import WEIGHTS_FILE, Manifest, ProjectVersions, VersionError
+from toxicity.versions import BASE_PROJECT, WEIGHTS_FILE, ProjectVersions, VersionError
 
 pytestmark = pytest.mark.tensorflow
 
 COMMENTS = ("bread", "you fool", "")
+CALIBRATION = Calibration((0.5, 1.0, 1.5, 2.0, 2.5, 3.0), (-1.0, 0.0, 1.0, 2.0, 0.5, -0.5))
 
 
 @pytest.fixture
@@ -28,6 +32,11 @@ def tiny_settings(settings: Settings, tiny_encoder: Path) -> Settings:
 @pytest.fixture
 def versions(settings: Settings) -> ProjectVersions:
     return ProjectVersions(settings.models_dir(), 7)
+
+
+@pytest.fixture
+def base(settings: Settings) -> ProjectVersions:
+    return ProjectVersions(settings.models_dir(), BASE_PROJECT)
 
 
 @pytest.fixture
@@ -43,11 +52,16 @@ def learned(tiny_settings: Settings) -> Classifier:
 
 def manifest_for(classifier: Classifier) -> Manifest:
     manifest = manifest_of(1, watermark="12-3", fingerprint=classifier.fingerprint())
-    return replace(manifest, golden_outputs=golden_outputs(classifier), thresholds=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
+    thresholds = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    return replace(manifest, golden_outputs=golden_outputs(classifier), thresholds=thresholds, calibration=CALIBRATION)
 
 
 def publish(versions: ProjectVersions, classifier: Classifier, manifest: Manifest | None = None) -> None:
-    versions.publish(manifest or manifest_for(classifier), classifier.weights(), "# card")
+    versions.publish(manifest or manifest_for(classifier), classifier.weights(), CARDS)
+
+
+def damage(versions: ProjectVersions, number: int) -> None:
+    (versions.folder(number) / WEIGHTS_FILE).write_bytes(b"damaged")
 
 
 def test_a_published_version_answers_as_it_did(tiny_settings: Settings, versions: ProjectVersions, learned: Classifier) -> None:
@@ -55,7 +69,8 @@ def test_a_published_version_answers_as_it_did(tiny_settings: Settings, versions
     loaded = load_version(tiny_settings, versions, versions.current())
     np.testing.assert_array_equal(loaded.classifier.predict(COMMENTS), learned.predict(COMMENTS))
     assert (loaded.number, loaded.name, loaded.watermark) == (1, "v1", "12-3")
-    assert loaded.thresholds == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    assert (loaded.thresholds, loaded.calibration) == ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6), CALIBRATION)
+    np.testing.assert_array_equal(loaded.predict(COMMENTS), CALIBRATION(learned.predict(COMMENTS)))
 
 
 @pytest.mark.parametrize("place", [0, 0.5, 1])
@@ -73,6 +88,15 @@ def test_weights_that_answer_with_no_number_have_no_golden_outputs(learned: Clas
     weights = learned.weights()
     weights["dense_output/bias"] = np.array([0, 0, np.nan, 0, 0, 0], np.float32)
     learned.set_weights(weights)
+    with pytest.raises(VersionError, match="are no numbers"):
+        golden_outputs(learned)
+
+
+def test_weights_of_which_one_is_no_number_have_no_golden_outputs_whatever_they_answer(learned: Classifier) -> None:
+    weights = learned.weights()
+    weights["encoder/pooler/kernel"][0, 0] = np.nan  # has no part in the six labels
+    learned.set_weights(weights)
+    assert np.isfinite(learned.predict(COMMENTS)).all()
     with pytest.raises(VersionError, match="are no numbers"):
         golden_outputs(learned)
 
@@ -120,10 +144,83 @@ def test_a_project_without_versions_starts_from_the_starter(settings: Settings, 
     settings = replace(settings, data_dir=shared_data_dir, max_length=32)
     versions = ProjectVersions(settings.models_dir(), 7)
     loaded = load_version(settings, versions, versions.current())
-    assert (loaded.number, loaded.name, loaded.watermark, loaded.thresholds) == (0, "v0", BEGINNING, DEFAULT_THRESHOLDS)
+    assert (loaded.number, loaded.name, loaded.watermark) == (0, "v0", BEGINNING)
     kind, rude, _ = loaded.classifier.predict(GOLDEN_COMMENTS)
     assert kind[0] < 0.2
     assert rude[0] > 0.8
+    kind, rude, _ = loaded.predict(GOLDEN_COMMENTS)
+    assert kind[0] < loaded.thresholds[0] <= rude[0]
+
+
+def test_a_project_without_versions_starts_from_the_bases_live_version(
+    tiny_settings: Settings, versions: ProjectVersions, base: ProjectVersions, learned: Classifier
+) -> None:
+    publish(base, learned)
+    publish(base, learned, replace(manifest_for(learned), number=2, verdict=REJECTED))
+    loaded = load_version(tiny_settings, versions, 0)
+    assert (loaded.number, loaded.name, loaded.watermark) == (0, "base-v1", BEGINNING)  # what the base learned is no event
+    assert (loaded.thresholds, loaded.calibration) == ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6), CALIBRATION)
+    np.testing.assert_array_equal(loaded.classifier.predict(COMMENTS), learned.predict(COMMENTS))
+    own = load_version(tiny_settings, base, 1)
+    assert (own.number, own.name, own.watermark) == (1, "base-v1", "12-3")
+
+
+def test_a_project_starts_from_the_base_before_a_damaged_one_and_before_all_from_the_starter(
+    tiny_settings: Settings, versions: ProjectVersions, base: ProjectVersions, learned: Classifier
+) -> None:
+    for number in (1, 2):
+        publish(base, learned, replace(manifest_for(learned), number=number))
+    damage(base, 2)
+    assert load_version(tiny_settings, versions, 0).name == "base-v1"
+    damage(base, 1)
+    beginning = load_version(tiny_settings, versions, 0)
+    assert (beginning.number, beginning.name, beginning.calibration) == (0, "v0", IDENTITY)
+    assert beginning.thresholds == DEFAULT_THRESHOLDS
+    assert (beginning.classifier.predict(COMMENTS) != learned.predict(COMMENTS)).any()
+
+
+def test_the_newest_that_loads_is_the_one_in_service_or_an_accepted_one_before_it(
+    tiny_settings: Settings, versions: ProjectVersions, learned: Classifier, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, verdict in ((1, ACCEPTED), (2, REJECTED), (3, ACCEPTED), (4, ACCEPTED)):
+        publish(versions, learned, replace(manifest_for(learned), number=number, verdict=verdict))
+    assert load_newest(tiny_settings, versions).name == "v4"
+    assert load_newest(tiny_settings, versions, 3).name == "v3"
+    assert load_newest(tiny_settings, versions, 2).name == "v2"  # rejected, and asked for
+    damage(versions, 3)
+    versions.make_current(3)
+    assert load_newest(tiny_settings, versions).name == "v1"
+    assert "project 7: version 3 cannot be used" in caplog.text
+    damage(versions, 1)
+    assert load_newest(tiny_settings, versions).number == 0
+    assert load_newest(tiny_settings, versions, 0).number == 0
+    (versions.root / "current").write_text("garbage")
+    with pytest.raises(VersionError, match="not two numbers"):
+        load_newest(tiny_settings, versions)
+
+
+def test_a_base_of_another_encoder_gives_way_to_the_beginning(
+    tiny_settings: Settings, versions: ProjectVersions, base: ProjectVersions, learned: Classifier, tmp_path: Path
+) -> None:
+    publish(base, learned)
+    other = save_tiny_encoder(tmp_path / "other", lower_case=False)
+    beginning = load_version(replace(tiny_settings, encoder=str(other)), versions, 0)
+    assert (beginning.number, beginning.name) == (0, "v0")
+
+
+def test_a_version_loaded_to_be_trained_knows_its_devices(
+    tiny_settings: Settings, versions: ProjectVersions, base: ProjectVersions, learned: Classifier
+) -> None:
+    devices = Devices(("CPU:0",), None)
+    publish(versions, learned)
+    for number in (0, 1):
+        loaded = load_version(tiny_settings, versions, number, devices)
+        assert isinstance(loaded.classifier, Classifier)
+        assert loaded.classifier.devices is devices
+    publish(base, learned)
+    loaded = load_version(tiny_settings, versions, 0, devices)
+    assert isinstance(loaded.classifier, Classifier)
+    assert loaded.classifier.devices is devices
 
 
 def test_another_encoder_starts_without_a_starter_and_says_so(

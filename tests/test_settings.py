@@ -10,7 +10,8 @@ from toxicity.settings import Settings, settings_from_environment, settings_tabl
 VARIABLES = [field.name.upper() for field in dataclasses.fields(Settings)]
 EVERY_VARIABLE = """
 HOST=0.0.0.0 PORT=8080 REDIS_URL=redis://cache:6380/2 DATA_DIR=/srv/toxicity ENCODER=/srv/bert MAX_LENGTH=64 TRAIN_AFTER=8
-TRAIN_WAIT=0 TRAIN_EPOCHS=2 LEARNING_RATE=1e-05 TRAIN_TIMEOUT=60 REPLAY=0 KEEP_VERSIONS=3 SWAP_POLL=0.5 THREADS=4
+TRAIN_WAIT=0 TRAIN_EPOCHS=2 LEARNING_RATE=1e-05 TRAIN_TIMEOUT=60 REPLAY=0 HOLD_OUT=0.1 PRECISION_FLOOR=0.9
+CORPUS={corpus} KEEP_VERSIONS=3 SWAP_POLL=0.5 THREADS=4
 LOG_LEVEL=DEBUG LABEL_STUDIO_URL=http://studio:8080 LABEL_STUDIO_API_KEY=not-a-real-key
 """
 
@@ -21,8 +22,10 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     assert (settings.host, settings.port, settings.encoder, settings.redis_url) == ("127.0.0.1", 9090, "embedded", "")
 
 
-def test_every_setting_is_read_from_the_variable_of_its_name() -> None:
-    environment = dict(pair.split("=") for pair in EVERY_VARIABLE.split())
+def test_every_setting_is_read_from_the_variable_of_its_name(tmp_path: Path) -> None:
+    corpus = tmp_path / "train.csv"
+    corpus.touch()
+    environment = dict(pair.split("=") for pair in EVERY_VARIABLE.format(corpus=corpus).split())
     settings = dataclasses.asdict(settings_from_environment(environment))
     assert {name.upper(): str(value) for name, value in settings.items()} == environment
     for field in dataclasses.fields(Settings):
@@ -75,6 +78,21 @@ def test_a_port_above_65535_is_refused() -> None:
 def test_a_rate_or_pause_has_to_be_a_finite_number_above_0(variable: str, text: str) -> None:
     with pytest.raises(ValueError, match=f"^{variable}="):
         settings_from_environment({variable: text})
+
+
+@pytest.mark.parametrize("variable", ["HOLD_OUT", "PRECISION_FLOOR"])
+def test_a_share_is_a_number_from_0_to_under_1(variable: str) -> None:
+    for text in ("0", "0.0", "0.5", "0.999"):
+        assert getattr(settings_from_environment({variable: text}), variable.lower()) == float(text)
+    for text in ("1", "1.0", "-0.1", "20", "nan", "inf"):
+        with pytest.raises(ValueError, match=rf"^{variable}={float(text)} is out of range: use a number from 0 to under 1\.$"):
+            settings_from_environment({variable: text})
+
+
+def test_a_corpus_that_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(ValueError, match=rf"^CORPUS='{path}' is no file: give the path of a Jigsaw-format CSV\.$"):
+            settings_from_environment({"CORPUS": str(path)})
 
 
 @pytest.mark.parametrize("text", ["info", "VERBOSE", "10"])

@@ -1,6 +1,6 @@
 """The starter that ships with the code, and how one is made, kept small, and applied."""
 
-import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import toxicity.starter
-from toxicity.classifier import Classifier, build_classifier
+from toxicity.calibration import Calibration, Decision, undo_weights
+from toxicity.classifier import Classifier, FloatArray, build_classifier
+from toxicity.comments import LabelledComment
+from toxicity.corpus import CorpusSplit
+from toxicity.evaluation import choose, measures, targets_of
 from toxicity.fine_tuning import Progress, TrainingPlan
-from toxicity.labels import LABELS
+from toxicity.labels import LABELS, POSITIVE_WEIGHTS
 from toxicity.settings import EMBEDDED
 from toxicity.starter import RANK, _compressed, _expanded, apply_starter, make_starter, starter_file
 
@@ -28,18 +32,24 @@ def fresh(shared_data_dir: Path) -> Classifier:
 
 
 def test_starter_tells_an_insult_from_a_friendly_comment(fresh: Classifier) -> None:
-    apply_starter(fresh, starter_file())
+    decision = apply_starter(fresh, starter_file())
     probabilities = fresh.predict(COMMENTS)
     toxic, insult = LABELS.index("toxic"), LABELS.index("insult")
     assert probabilities[0, toxic] > 0.8
     assert probabilities[0, insult] > 0.5
     assert (probabilities[1] < 0.2).all()
+    ticks = decision.calibration(probabilities) >= np.array(decision.thresholds)
+    assert ticks[0, [toxic, insult]].all()
+    assert not ticks[1].any()
 
 
 def test_starter_file_is_under_a_megabyte_and_says_where_it_comes_from() -> None:
     assert starter_file().stat().st_size < 1_000_000
     with safe_open(starter_file(), "np") as opened:
-        assert opened.metadata().keys() >= {"encoder_sha256", "comments", "epochs", "learning_rate", "batch_size", "seed", "rank"}
+        metadata = opened.metadata()
+    assert metadata.keys() >= {"encoder_sha256", "comments", "held_out", "epochs", "learning_rate", "batch_size", "seed", "rank"}
+    Calibration(tuple(json.loads(metadata["slopes"])), tuple(json.loads(metadata["offsets"])))
+    assert len(json.loads(metadata["thresholds"])) == 6
 
 
 @pytest.mark.parametrize("metadata", [{"encoder_sha256": "0" * 64}, None])
@@ -94,24 +104,48 @@ def test_compression_keeps_the_largest_directions_and_neither_embeddings_nor_poo
     assert error[0] == pytest.approx(scale[RANK], rel=0.02)
 
 
-def test_a_starter_made_from_a_csv_gives_a_fresh_classifier_what_was_learned(
+def test_a_starter_made_from_a_corpus_gives_a_fresh_classifier_what_was_learned(
     fresh: Classifier, shared_data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(toxicity.starter, "PLAN", TrainingPlan(epochs=1, learning_rate=2e-4, batch_size=20))
-    corpus, file = tmp_path / "corpus.csv", tmp_path / "made.safetensors"
-    with corpus.open("w", newline="") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(["id", "comment_text", *LABELS])
-        for number in range(10):
-            writer.writerow([number, f"You {CANARY}-brained fool number {number}", 1, 0, 0, 0, 1, 0])
-            writer.writerow([number, f"Thanks for edit number {number}", 0, 0, 0, 0, 0, 0])
-    before, reports = fresh.predict(COMMENTS), list[Progress]()
-    metadata = make_starter(fresh, corpus, file, reports.append)
-    assert [progress.step for progress in reports] == [1]
-    assert (metadata["comments"], metadata["epochs"], metadata["rank"]) == ("20", "1", str(RANK))
+    monkeypatch.setattr(toxicity.starter, "CORPUS_PLAN", TrainingPlan(epochs=1, learning_rate=2e-4, batch_size=20))
+    file = tmp_path / "made.safetensors"
+    rude, kind = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (0.0,) * 6
+    comments = [LabelledComment(f"You {CANARY}-brained fool number {number}", rude) for number in range(22)]
+    comments += [LabelledComment(f"Thanks for edit number {number}", kind) for number in range(22)]
+    split = CorpusSplit(comments[:10] + comments[-10:], comments[10:-10], left_out=3)
+    before, steps, trained = fresh.predict(COMMENTS), list[int](), list[FloatArray]()
+
+    def report(progress: Progress) -> None:
+        steps.append(progress.step)
+        trained.append(fresh.predict(COMMENTS))
+
+    decision, found = make_starter(fresh, split, file, report)
+    assert steps == [1]
+    with safe_open(file, "np") as opened:
+        metadata = opened.metadata()
+    assert (metadata["comments"], metadata["held_out"], metadata["epochs"], metadata["rank"]) == ("20", "24", "1", str(RANK))
     assert file.stat().st_size < 1_000_000
     assert CANARY.encode() not in file.read_bytes()
+
     again = build_classifier(EMBEDDED, shared_data_dir, 32)
-    apply_starter(again, file)
-    learned = np.abs(fresh.predict(COMMENTS) - before).max()
-    assert np.abs(again.predict(COMMENTS) - fresh.predict(COMMENTS)).max() < 0.2 * learned
+    assert apply_starter(again, file) == decision
+    learned = np.abs(trained[-1] - before).max()
+    assert np.abs(again.predict(COMMENTS) - trained[-1]).max() < 0.2 * learned
+    np.testing.assert_allclose(again.predict(COMMENTS), fresh.predict(COMMENTS), atol=1e-5)  # measured was what was written
+    texts, targets = [comment.text for comment in split.held_out], targets_of(split.held_out)
+    fallback = undo_weights(POSITIVE_WEIGHTS)
+    assert decision == choose(targets, fresh.predict(texts), fallback)
+    assert decision.thresholds[0] != fallback.thresholds[0]
+    assert decision.thresholds[3] == fallback.thresholds[3]  # no threat is among them to choose on
+    assert found == measures(targets, decision.calibration(fresh.predict(texts)), decision.thresholds)
+    assert (found["comments"], found["toxic.positives"]) == (24, 12)
+
+
+def test_a_starters_decision_is_what_its_file_says(classifier: Classifier, shared_data_dir: Path, tmp_path: Path) -> None:
+    file, own = tmp_path / "own.safetensors", Calibration((0.5,) * 6, (-1.0, 0.0, 1.0, 2.0, 3.0, 4.0))
+    with safe_open(starter_file(), "np") as opened:
+        metadata = opened.metadata()
+    decided = {"slopes": list(own.slopes), "offsets": list(own.offsets), "thresholds": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
+    save_file(load_file(starter_file()), file, metadata | {name: json.dumps(values) for name, values in decided.items()})
+    fresh = build_classifier(EMBEDDED, shared_data_dir, 32)
+    assert apply_starter(fresh, file) == Decision(own, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6))

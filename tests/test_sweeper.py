@@ -8,7 +8,7 @@ import redis
 from rq.job import JobStatus
 from rq.utils import utcformat
 
-from tests.conftest import publish
+from tests.conftest import REJECTED, publish
 from toxicity.examples import BEGINNING, BEHIND_KEY, ExampleStore
 from toxicity.label_studio import Annotation, Changes
 from toxicity.settings import Settings
@@ -180,3 +180,69 @@ def test_a_rollback_does_not_by_itself_make_a_project_due(
     assert sweeper.sweep() == []
     age(connection, store, 61)
     assert sweeper.sweep() == [1]
+
+
+def test_what_a_rejected_version_has_learned_is_not_learned_again_until_more_comes(
+    sweeper: Sweeper, store: ExampleStore, due_settings: Settings, connection: redis.Redis
+) -> None:
+    versions = ProjectVersions(due_settings.models_dir(), 1)
+    annotate(store, 1, 2, 3)
+    publish(versions, 1, store.newest_event(1) or "")
+    annotate(store, 4, 5, 6)
+    publish(versions, 2, store.newest_event(1) or "", REJECTED)
+    age(connection, store, 1000)  # the run was killed between rejecting and saying so
+    assert sweeper.sweep() == []
+    assert store.behind() == {}
+    annotate(store, 7, 8)
+    assert sweeper.sweep() == []
+    annotate(store, 9)
+    assert sweeper.sweep() == [1]
+
+
+def test_a_version_from_elsewhere_that_has_learned_no_annotation_makes_its_project_due(
+    sweeper: Sweeper, store: ExampleStore, due_settings: Settings
+) -> None:
+    versions = ProjectVersions(due_settings.models_dir(), 1)
+    annotate(store, 1, 2, 3)
+    publish(versions, 1, store.newest_event(1) or "")
+    assert (sweeper.sweep(), store.behind()) == ([], {})
+    publish(versions, 2, BEGINNING)
+    assert sweeper.sweep() == [1]
+    publish(versions, 3, store.newest_event(1) or "")
+    assert (sweeper.sweep(), store.behind()) == ([], {})
+
+
+def test_a_version_from_elsewhere_waits_like_annotations_do(
+    sweeper: Sweeper, store: ExampleStore, due_settings: Settings, connection: redis.Redis
+) -> None:
+    versions = ProjectVersions(due_settings.models_dir(), 1)
+    annotate(store, 1)
+    publish(versions, 1, store.newest_event(1) or "")
+    sweeper.sweep()
+    publish(versions, 2, BEGINNING)
+    assert (sweeper.sweep(), list(store.behind())) == ([], [1])
+    age(connection, store, 61)
+    assert sweeper.sweep() == [1]
+
+
+def test_a_version_from_elsewhere_that_is_kept_aside_makes_nothing_due(
+    sweeper: Sweeper, store: ExampleStore, due_settings: Settings
+) -> None:
+    versions = ProjectVersions(due_settings.models_dir(), 1)
+    annotate(store, 1, 2, 3)
+    publish(versions, 1, store.newest_event(1) or "")
+    publish(versions, 2, store.newest_event(1) or "", REJECTED)  # as `train` does without --publish
+    assert (sweeper.sweep(), store.behind()) == ([], {})
+    annotate(store, 4, 5)
+    assert sweeper.sweep() == []
+    annotate(store, 6)
+    assert sweeper.sweep() == [1]
+
+
+def test_a_restarted_sweeper_finds_a_new_line_that_nobody_noticed(
+    connection: redis.Redis, store: ExampleStore, due_settings: Settings
+) -> None:
+    annotate(store, 1, 2, 3)
+    publish(ProjectVersions(due_settings.models_dir(), 1), 1, BEGINNING)
+    connection.delete(BEHIND_KEY)
+    assert Sweeper(connection, due_settings).sweep() == [1]

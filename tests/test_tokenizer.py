@@ -18,13 +18,14 @@ pytestmark = pytest.mark.tensorflow
 
 UNCASED = Vocabulary(embedded_model_dir() / "vocab.txt", lower_case=True)
 LONG_ENOUGH = 2000
+TAIL = round(126 * 0.25)
 ODD = "\x00\x07\x1c\x1f\x85\x7f\u00ad\u200b\u200d\u2028\u2029\ufeff\ufffd\ud83d \t\n\r\u00a0\u3000\u0301編ヴ한😀İßΣςéaB9,.'-[#"
 anything = st.text(st.characters(exclude_categories=()) | st.sampled_from(ODD), max_size=60)
 
 
 REFERENCES = {case: bert_tokenization.FullTokenizer(str(UNCASED.file), do_lower_case=case) for case in (True, False)}
 TOKENIZERS = {case: Tokenizer(Vocabulary(UNCASED.file, case), LONG_ENOUGH) for case in (True, False)}
-SHORT = Tokenizer(UNCASED, 8)
+SHORT = Tokenizer(UNCASED, 10)  # eight between [CLS] and [SEP], two of them for the end
 
 
 def whole_text_ids(comment: str, lower_case: bool = True) -> list[int]:
@@ -43,9 +44,9 @@ def test_ids_are_those_of_bert_for_tf2_on_the_whole_text(comment: str, lower_cas
 
 @given(anything)
 @settings(max_examples=100, deadline=None)
-def test_truncation_keeps_the_first_ids_and_ends_in_sep(comment: str) -> None:
+def test_a_comment_that_is_too_long_keeps_its_beginning_and_its_end(comment: str) -> None:
     whole = whole_text_ids(comment)
-    assert SHORT.encode(comment) == (whole if len(whole) <= 8 else [*whole[:7], whole[-1]])
+    assert SHORT.encode(comment) == (whole if len(whole) <= 10 else [*whole[:7], *whole[-3:]])
 
 
 def test_an_empty_comment_is_cls_and_sep() -> None:
@@ -58,7 +59,8 @@ def test_a_comment_of_100000_characters_is_cut_to_the_maximum_length(piece: str)
     ids = Tokenizer(UNCASED, 128).encode(comment)
     assert (ids[0], ids[-1]) == (101, 102)
     assert len(ids) <= 128
-    assert ids[:-1] == whole_text_ids(comment)[: len(ids) - 1]
+    whole = whole_text_ids(comment)
+    assert ids == (whole if len(whole) <= 128 else [*whole[: 127 - TAIL], *whole[-1 - TAIL :]])
 
 
 def test_padding_fills_ids_with_pad_and_the_mask_with_0() -> None:
@@ -132,6 +134,14 @@ def test_sentence_piece_takes_empty_long_and_broken_text(pieces: Vocabulary) -> 
     for comment in ("a" * 100_000, "bread " * 20_000):
         ids = tokenizer.encode(comment)
         assert (ids[0], ids[-1], len(ids)) == (2, 3, 16)
+
+
+def test_sentence_piece_keeps_the_beginning_and_the_end(pieces: Vocabulary) -> None:
+    tokenizer, words = Tokenizer(pieces, 16), "bread the bread " * 400
+    whole = Tokenizer(pieces, LONG_ENOUGH).encode(words)[1:-1]
+    assert tokenizer.encode("the the the " + words)[1:7] == tokenizer.encode("the the the")[1:-1]
+    assert tokenizer.encode(words + "the the")[-5:-1] == tokenizer.encode("the the")[1:-1]
+    assert tokenizer.encode(words)[1:11] == whole[:10]
 
 
 def test_sentence_piece_skips_white_space_however_long(pieces: Vocabulary) -> None:

@@ -28,7 +28,7 @@ PROJECT = 7
 @pytest.fixture
 def worker_settings(redis_settings: Settings, shared_data_dir: Path, tmp_path: Path) -> Settings:
     encoder = embedded_saved_model(shared_data_dir)
-    settings = replace(redis_settings, train_after=4, train_wait=2, train_epochs=2)
+    settings = replace(redis_settings, train_after=4, train_wait=2, train_epochs=2, hold_out=0.0)
     shutil.copytree(encoder, settings.data_dir / "encoders" / encoder.name)
     return settings
 
@@ -45,6 +45,7 @@ def start_worker(worker_settings: Settings, tmp_path: Path) -> Iterator[Callable
             "TRAIN_AFTER": str(worker_settings.train_after),
             "TRAIN_WAIT": str(worker_settings.train_wait),
             "TRAIN_EPOCHS": str(worker_settings.train_epochs),
+            "HOLD_OUT": str(worker_settings.hold_out),
         }
         worker = subprocess.Popen(
             [sys.executable, "-m", "worker"], env={**os.environ, **own, **environment}, stdout=log, stderr=subprocess.STDOUT

@@ -1,53 +1,101 @@
 """The commands: `python -m toxicity COMMAND`.
 
 Not here: what they do; each is a call into the module that does it. Settings come from the environment (settings.py).
+TensorFlow takes seconds to import, so only the commands that need it import what imports it.
 """
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from toxicity.settings import EMBEDDED, Settings, settings_from_environment, settings_table
-from toxicity.versions import STARTER_NUMBER, ProjectVersions, VersionError, projects_with_versions, version_name
+from tqdm import tqdm
+
+from toxicity.corpus import split_corpus
+from toxicity.labels import LABELS
+from toxicity.settings import EMBEDDED, Settings, quiet_tensorflow, settings_from_environment, settings_table
+from toxicity.versions import BASE_PROJECT, STARTER_NUMBER, ProjectVersions, VersionError, projects_with_versions
+
+if TYPE_CHECKING:
+    from toxicity.fine_tuning import Progress
+
+INTERRUPTED = 130
+PROJECT_HELP = "the Label Studio project; without it, the base: what projects start from"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     parsed = _parser().parse_args(arguments)
+    quiet_tensorflow()
     try:
         code: int = parsed.run(parsed, settings_from_environment())
     except (ValueError, VersionError, OSError) as error:
         print(f"toxicity: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ntoxicity: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m toxicity", description="Six-label moderation for Label Studio.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    up = commands.add_parser("up", help="start Redis, the worker and the backend on this machine")
-    up.set_defaults(run=_up)
-    settings = commands.add_parser("settings", help="print the table of settings as Markdown")
-    settings.set_defaults(run=_settings)
-    versions = commands.add_parser("versions", help="list each project's versions")
+
+    def command(name: str, run: Callable[[argparse.Namespace, Settings], int], purpose: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=purpose, description=purpose)
+        added.set_defaults(run=run)
+        return added
+
+    command("up", _up, "start Redis, the worker and the backend on this machine")
+    command("settings", _settings, "print the table of settings as Markdown")
+    train = command("train", _train, "fine-tune the encoder on a Jigsaw-format CSV, as a new version")
+    train.add_argument("corpus", type=Path, help="CSV with comment_text and the six labels, e.g. the challenge's train.csv")
+    train.add_argument("--validate", type=Path, help="CSV to judge it on; without it, a tenth of the corpus is held out")
+    train.add_argument("--epochs", type=_at_least_one, help="passes over the corpus")
+    train.add_argument("--publish", action="store_true", help="put it in service if it is not worse than the live version")
+    train.add_argument("--project", type=int, default=BASE_PROJECT, help=PROJECT_HELP)
+    evaluate = command("evaluate", _evaluate, "measure the live version on a Jigsaw-format CSV")
+    evaluate.add_argument("corpus", type=Path, help="CSV with comment_text and the six labels")
+    evaluate.add_argument(
+        "--labels", type=Path, help="CSV with the labels by id, e.g. test_labels.csv to the challenge's test.csv"
+    )
+    evaluate.add_argument("--project", type=int, default=BASE_PROJECT, help=PROJECT_HELP)
+    predict = command(
+        "predict", _predict, "write the live version's probabilities for a CSV, in the challenge's submission format"
+    )
+    predict.add_argument("comments", type=Path, help="CSV with comment_text, and id if it has one")
+    predict.add_argument("-o", "--output", type=Path, required=True, help="CSV to write: id and six probabilities")
+    predict.add_argument("--project", type=int, default=BASE_PROJECT, help=PROJECT_HELP)
+    versions = command("versions", _versions, "list the versions of every project")
     versions.add_argument("--project", type=int, help="only this Label Studio project")
-    versions.set_defaults(run=_versions)
-    rollback = commands.add_parser("rollback", help="put an older version in service; every process swaps to it by itself")
-    rollback.add_argument("version", type=version, help="e.g. v3; v0 is the starter")
-    rollback.add_argument("--project", type=int, required=True, help="the Label Studio project")
-    rollback.set_defaults(run=_rollback)
-    starter = commands.add_parser("starter", help="make the starter from a Jigsaw-format CSV")
+    rollback = command("rollback", _rollback, "put an older version in service; every process swaps to it by itself")
+    rollback.add_argument("version", type=version, help="e.g. v3, or base-v1; v0 is what the project started from")
+    rollback.add_argument("--project", type=int, default=BASE_PROJECT, help=PROJECT_HELP)
+    prune = command("prune", _prune, "remove all but the newest versions, the live one and the best")
+    prune.add_argument("--keep", type=_at_least_one, help="how many of the newest are kept (KEEP_VERSIONS)")
+    prune.add_argument("--project", type=int, help="only this Label Studio project")
+    starter = command("starter", _starter, "make the starter from a Jigsaw-format CSV")
     starter.add_argument("corpus", type=Path, help="CSV with comment_text and the six labels")
-    starter.set_defaults(run=_starter)
+    starter.add_argument("--validate", type=Path, help="CSV to measure it on; without it, a tenth of the corpus is held out")
     return parser
 
 
 def version(text: str) -> int:
-    """Return the number in `v3` or `3`."""
-    number = text.removeprefix("v")
+    """Return the number in `base-v3`, `v3` or `3`."""
+    number = text.removeprefix("base-").removeprefix("v")
     if not number.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no version: give one like v3, or v0 for the starter")
+        raise argparse.ArgumentTypeError(f"{text!r} is no version: give one like v3, or v0 for what the project started from")
     return int(number)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
 
 
 def _up(parsed: argparse.Namespace, settings: Settings) -> int:
@@ -61,58 +109,151 @@ def _settings(parsed: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _versions(parsed: argparse.Namespace, settings: Settings) -> int:
-    projects = projects_with_versions(settings.models_dir()) if parsed.project is None else [parsed.project]
-    if not projects:
-        print(f"No project has trained yet: {version_name(STARTER_NUMBER)}, the starter, answers for every one.")
+def _train(parsed: argparse.Namespace, settings: Settings) -> int:
+    split = split_corpus(parsed.corpus, parsed.validate)  # read before TensorFlow is: errors come at once
+    print(f"{len(split.training)} comments to train on, {len(split.held_out)} held out, {split.left_out} left out (not scored)")
+    from toxicity.corpus_training import train_on_corpus
+    from toxicity.fine_tuning import CORPUS_PLAN
+
+    plan = CORPUS_PLAN if parsed.epochs is None else replace(CORPUS_PLAN, epochs=parsed.epochs)
+    with _training_bar(plan.epochs * len(split.training)) as report:
+        manifest = train_on_corpus(settings, split, parsed.project, publish=parsed.publish, plan=plan, report=report)
+    _print_measures(manifest.measures, manifest.thresholds)
+    versions = ProjectVersions(settings.models_dir(), parsed.project)
+    reasons = "; ".join(manifest.verdict.reasons)
+    if manifest.verdict.accepted:
+        print(f"{manifest.name} is in service ({reasons}); every process swaps to it by itself")
         return 0
-    print(f"{'project':>8}  {'version':8} {'parent':7} {'made':26} {'new':>5} {'loss':>7}  in service")
-    for project in projects:
-        versions = ProjectVersions(settings.models_dir(), project)
-        current = versions.current()
-        starter = f"{project:8}  {version_name(STARTER_NUMBER):8} {'':7} {'the starter':26} {'':5} {'':7}"
-        print(f"{starter}  {_mark(current == STARTER_NUMBER)}".rstrip())
-        for number in versions.numbers():
-            print(f"{project:8}  {version_name(number):8} {_described(versions, number)}  {_mark(current == number)}".rstrip())
+    print(f"{manifest.name} is kept and not in service ({reasons}); {versions.name(versions.current())} is")
+    print(f"To put it in service all the same: python -m toxicity rollback {manifest.name} --project {parsed.project}")
+    return 1 if parsed.publish else 0
+
+
+def _evaluate(parsed: argparse.Namespace, settings: Settings) -> int:
+    from toxicity.corpus_training import evaluate_on_corpus
+
+    live, measures, left_out = evaluate_on_corpus(settings, parsed.corpus, parsed.labels, parsed.project)
+    print(f"{live.name} on {measures['comments']:.0f} comments of {parsed.corpus}, {left_out} left out (not scored)")
+    _print_measures(measures, live.thresholds)
     return 0
 
 
-def _mark(in_service: bool) -> str:
-    return "yes" if in_service else ""
+def _predict(parsed: argparse.Namespace, settings: Settings) -> int:
+    from toxicity.corpus_training import predict_corpus
+
+    with tqdm(unit=" comments") as bar:
+
+        def report(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done)
+
+        live = predict_corpus(settings, parsed.comments, parsed.output, parsed.project, report)
+    print(f"{parsed.output} written by {live.name}")
+    return 0
+
+
+def _versions(parsed: argparse.Namespace, settings: Settings) -> int:
+    projects = projects_with_versions(settings.models_dir()) if parsed.project is None else [parsed.project]
+    if not projects:
+        print("No project has trained yet: v0, the starter, answers for every one.")
+        return 0
+    print(
+        f"{'project':>7}  {'version':9} {'parent':9} {'made':25} {'learned':>7} {'AUC':>6} {'loss':>6} {'MB':>5}  {'sha256':12}",
+        end="",
+    )
+    print("  verdict")
+    for project in projects:
+        versions = ProjectVersions(settings.models_dir(), project)
+        current = versions.current()
+        whose = "base" if project == BASE_PROJECT else str(project)
+        for number in (STARTER_NUMBER, *versions.numbers()):
+            live = "  <- live" if number == current else ""
+            print(f"{whose:>7}  {versions.name(number):9} {_described(versions, number)}{live}")
+    return 0
 
 
 def _described(versions: ProjectVersions, number: int) -> str:
+    if number == STARTER_NUMBER:
+        return "where it starts from"
     try:
         manifest = versions.manifest(number)
     except VersionError as error:
         return f"DAMAGED: {error}"
-    learned, loss = manifest.training.get("new_examples", 0), manifest.measures.get("training_loss", float("nan"))
-    return f"{version_name(manifest.parent):7} {manifest.created_at:26} {learned:5} {loss:7.4f}"
+    auc, loss = (_shown(manifest.measures.get(name), 6) for name in ("mean_roc_auc", "log_loss"))
+    megabytes, checksum = versions.size(number) / 1e6, manifest.files["weights.safetensors"][:12]
+    verdict = "accepted" if manifest.verdict.accepted else "REJECTED"
+    judged = (
+        f"{verdict} on {manifest.verdict.comments} comments ({manifest.verdict.judged_on}): {'; '.join(manifest.verdict.reasons)}"
+    )
+    learned = manifest.training.get("new_examples", 0)
+    return f"{manifest.parent_name:9} {manifest.created_at:25} {learned:7} {auc} {loss} {megabytes:5.1f}  {checksum}  {judged}"
 
 
 def _rollback(parsed: argparse.Namespace, settings: Settings) -> int:
-    if parsed.project not in projects_with_versions(settings.models_dir()):
-        raise VersionError(f"Project {parsed.project} has no versions in {settings.models_dir()}.")
     versions = ProjectVersions(settings.models_dir(), parsed.project)
+    whose = "the base" if parsed.project == BASE_PROJECT else f"project {parsed.project}"
+    if parsed.project not in projects_with_versions(settings.models_dir()):
+        known = ", ".join(map(str, projects_with_versions(settings.models_dir()))) or "none"
+        raise VersionError(f"{whose} has no versions in {settings.models_dir()}; these have: {known}. Say --project.")
     versions.make_current(parsed.version)
-    print(f"project {parsed.project}: {version_name(parsed.version)} is in service; every process swaps to it by itself")
-    print("The next training run starts from it and learns every annotation since. Correct or delete wrong ones before that.")
+    print(f"{whose}: {versions.name(parsed.version)} is in service; every process swaps to it by itself")
+    if parsed.project != BASE_PROJECT:
+        print("The next training run starts from it and learns every annotation since. Correct or delete wrong ones before that.")
+    return 0
+
+
+def _prune(parsed: argparse.Namespace, settings: Settings) -> int:
+    projects = projects_with_versions(settings.models_dir()) if parsed.project is None else [parsed.project]
+    for project in projects:
+        versions = ProjectVersions(settings.models_dir(), project)
+        names = {number: versions.name(number) for number in versions.numbers()}
+        removed = [names[number] for number in versions.prune(parsed.keep or settings.keep_versions)]
+        kept = [versions.name(number) for number in versions.numbers()]
+        print(f"project {project}: removed {', '.join(removed) or 'nothing'}; kept {', '.join(kept) or 'nothing'}")
     return 0
 
 
 def _starter(parsed: argparse.Namespace, settings: Settings) -> int:
-    # TensorFlow takes seconds to import, which the other commands need not wait for.
+    split = split_corpus(parsed.corpus, parsed.validate)
     from toxicity.classifier import build_classifier
-    from toxicity.fine_tuning import Progress
+    from toxicity.devices import training_devices
+    from toxicity.fine_tuning import CORPUS_PLAN
     from toxicity.starter import make_starter, starter_file
 
-    def report(progress: Progress) -> None:
-        print(f"\rstep {progress.step} of {progress.steps}, loss {progress.loss:.4f} ", end="", flush=True)
-
-    classifier = build_classifier(EMBEDDED, settings.data_dir, settings.max_length)
-    metadata = make_starter(classifier, parsed.corpus, starter_file(), report)
-    print(f"\n{starter_file()} written, {starter_file().stat().st_size} bytes: {metadata}")
+    classifier = build_classifier(EMBEDDED, settings.data_dir, settings.max_length, training_devices())
+    with _training_bar(CORPUS_PLAN.epochs * len(split.training)) as report:
+        decision, measures = make_starter(classifier, split, starter_file(), report)
+    _print_measures(measures, decision.thresholds)
+    print(f"{starter_file()} written, {starter_file().stat().st_size:,} bytes")
     return 0
+
+
+@contextmanager
+def _training_bar(comments: int) -> Iterator["Callable[[Progress], None]"]:
+    """A bar of comments trained, with their rate, the loss and the time left."""
+    with tqdm(total=comments, unit=" comments", mininterval=0.5) as bar:
+        mean: float | None = None
+
+        def report(progress: "Progress") -> None:
+            nonlocal mean
+            mean = progress.loss if mean is None else 0.95 * mean + 0.05 * progress.loss
+            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+            bar.update(round(comments * progress.step / progress.steps) - bar.n)
+
+        yield report
+
+
+def _print_measures(measures: dict[str, float], thresholds: Any) -> None:
+    print(f"\n{'':14} {'ROC AUC':>8} {'F1':>8} {'precision':>9} {'recall':>8} {'positives':>9} {'threshold':>9}")
+    for label, threshold in zip(LABELS, thresholds, strict=True):
+        auc, f1, precision, recall = (measures.get(f"{label}.{name}") for name in ("roc_auc", "f1", "precision", "recall"))
+        values = f"{_shown(auc, 8)} {_shown(f1, 8)} {_shown(precision, 9)} {_shown(recall, 8)}"
+        print(f"{label:14} {values} {measures.get(f'{label}.positives', 0):9.0f} {threshold:9.3f}")
+    print(f"{'mean':14} {_shown(measures.get('mean_roc_auc'), 8)}    log loss {_shown(measures.get('log_loss'), 0)}\n")
+
+
+def _shown(value: float | None, width: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.4f}"
 
 
 if __name__ == "__main__":

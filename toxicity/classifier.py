@@ -15,7 +15,8 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from toxicity.encoder import load_encoder
+from toxicity.devices import BFLOAT16, FLOAT16, Devices, share_gpu_memory
+from toxicity.encoder import Encoder, load_encoder
 from toxicity.labels import LABELS
 from toxicity.tokenizer import TokenBatch, Tokenizer, batches_by_length
 
@@ -31,10 +32,12 @@ COMMENTS_PER_PASS = 1024  # tokenized at once: keeps memory flat whatever a requ
 class Classifier:
     """One set of weights that answers. Its weights are set before it serves and never after (docs/decisions/0004)."""
 
-    def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
-        """Wrap a built Keras model; use build_classifier to get one."""
+    def __init__(self, model: Any, tokenizer: Tokenizer, devices: Devices | None = None) -> None:
+        """Wrap a built Keras model; use build_classifier to get one. `devices` are those that it was built for to be trained."""
         self.model = model
         self.tokenizer = tokenizer
+        self.devices = devices
+        self._pretrained = self._digest()
         signature = [tf.TensorSpec((None, None), tf.int32) for _ in range(3)]
         self._probabilities: Callable[..., Any] = tf.function(
             lambda *inputs: model(list(inputs), training=False), input_signature=signature
@@ -72,6 +75,16 @@ class Classifier:
         """Return a copy of every weight by name."""
         return {name: variable.numpy() for name, variable in self.variables().items()}
 
+    def precision(self) -> str:
+        """Return in which numbers it is trained: 'float32', or what mixed precision the devices have."""
+        return {FLOAT16: "mixed float16", BFLOAT16: "mixed bfloat16"}.get(
+            self.devices.precision or "" if self.devices else "", "float32"
+        )
+
+    def is_finite(self) -> bool:
+        """Whether every weight is a number."""
+        return all(bool(np.isfinite(variable.numpy()).all()) for variable in self.variables().values())
+
     def set_weights(self, weights: Weights) -> None:
         """Take over weights; only before the classifier serves.
 
@@ -88,24 +101,49 @@ class Classifier:
         for name, variable in variables.items():
             variable.assign(weights[name])
 
+    def _digest(self) -> str:
+        """Of the encoder's weights as they were built: two encoders may have the same shapes and words."""
+        digest = hashlib.sha256()
+        for name, variable in sorted(self.variables().items()):
+            if not name.startswith(HEAD):
+                digest.update(variable.numpy().tobytes())
+        return digest.hexdigest()
+
     def fingerprint(self) -> str:
-        """Return a sha256 of what weights must agree with: names, shapes, vocabulary and case rule."""
+        """Return a sha256 of what weights must agree with: names, shapes, vocabulary, case rule, and the pretrained weights."""
         described = {
             "variables": [[name, *variable.shape] for name, variable in self.variables().items()],
             "vocabulary": hashlib.sha256(self.tokenizer.vocabulary.file.read_bytes()).hexdigest(),
             "lower_case": self.tokenizer.vocabulary.lower_case,
+            "pretrained": self._pretrained,
         }
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def build_classifier(handle: str, data_dir: Path, max_length: int) -> Classifier:
+def build_classifier(handle: str, data_dir: Path, max_length: int, devices: Devices | None = None) -> Classifier:
     """Build the network over an encoder handle, its head freshly drawn from a fixed seed.
+
+    With devices it can be trained on all of them; without, it is to answer, or to be trained where TensorFlow puts it.
 
     Raises:
         ValueError: the handle is no usable encoder (see load_encoder), or max_length is too small.
     """
-    encoder = load_encoder(handle, data_dir)
-    tokenizer = Tokenizer(encoder.vocabulary, max_length)
+    share_gpu_memory()
+    strategy = devices.strategy() if devices else tf.distribute.get_strategy()
+    with strategy.scope():
+        encoder = load_encoder(handle, data_dir)
+        tokenizer = Tokenizer(encoder.vocabulary, max_length)
+        classifier = Classifier(_network(encoder), tokenizer, devices)
+    try:
+        classifier.predict_batch(tokenizer.pad([[0] * max_length]))
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(
+            f"The encoder {handle!r} cannot read MAX_LENGTH={max_length} word pieces; BERT has 512 positions. Use a smaller one."
+        ) from error
+    return classifier
+
+
+def _network(encoder: Encoder) -> Any:
     word_ids, mask, segments = (
         tf_keras.Input((None,), dtype=tf.int32, name=name) for name in ("input_word_ids", "input_mask", "segment_ids")
     )
@@ -114,11 +152,4 @@ def build_classifier(handle: str, data_dir: Path, max_length: int) -> Classifier
     dropped = tf_keras.layers.Dropout(DROPOUT_RATE, seed=0)(average)
     initializer = tf_keras.initializers.GlorotUniform(seed=0)
     head = tf_keras.layers.Dense(len(LABELS), activation="sigmoid", name=HEAD, kernel_initializer=initializer)
-    classifier = Classifier(tf_keras.Model([word_ids, mask, segments], head(dropped)), tokenizer)
-    try:
-        classifier.predict_batch(tokenizer.pad([[0] * max_length]))
-    except tf.errors.InvalidArgumentError as error:
-        raise ValueError(
-            f"The encoder {handle!r} cannot read MAX_LENGTH={max_length} word pieces; BERT has 512 positions. Use a smaller one."
-        ) from error
-    return classifier
+    return tf_keras.Model([word_ids, mask, segments], head(dropped))

@@ -1,19 +1,45 @@
-"""Jigsaw-format CSV in: the challenge's columns, comment_text and six labels of 0 or 1.
+"""Jigsaw-format CSV in and out: the challenge's columns id, comment_text and six labels of 0 or 1, as Kaggle gives them.
 
-Not here: training on it (fine_tuning.py). Every row is checked before anything is returned, and an error names the file,
+Not here: training on it (corpus_training.py). Every row is checked before anything is returned, and an error names the file,
 the line and the column.
 """
 
 import csv
+import difflib
 import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from toxicity.comments import LabelledComment
+from toxicity.hold_out import newly_assigned, without_texts
 from toxicity.labels import LABELS
 
+ID_COLUMN = "id"
 TEXT_COLUMN = "comment_text"
+HELD_OUT_SHARE = 0.1  # of the corpus, where no file to validate on is given
 NOT_SCORED = "-1"  # how the challenge marks the rows of its test file that did not count
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Labelled comments in their file's order, and how many rows were left out because the challenge did not score them."""
+
+    comments: list[LabelledComment]
+    left_out: int
+
+
+@dataclass(frozen=True)
+class CorpusSplit:
+    """What is trained on, what is held out, and how many rows of both files the challenge did not score."""
+
+    training: list[LabelledComment]
+    held_out: list[LabelledComment]
+    left_out: int
 
 
 def anchors_file() -> Path:
@@ -21,44 +47,132 @@ def anchors_file() -> Path:
     return Path(__file__).parent / "anchors.csv"
 
 
-def read_corpus(path: Path) -> list[LabelledComment]:
-    """Return the rows of a Jigsaw-format CSV in their order, without those that the challenge did not score.
+def reference_file() -> Path:
+    """Return the reference comments that ship with the code: our own writing, to judge versions on, never trained on."""
+    return Path(__file__).parent / "reference.csv"
+
+
+def read_corpus(path: Path, labels: Path | None = None) -> Corpus:
+    """Return the rows of a Jigsaw-format CSV, without those that the challenge did not score.
+
+    Where `labels` is given it has the labels of the same ids (the challenge's test_labels.csv to its test.csv).
 
     Raises:
-        ValueError: the file is empty, not UTF-8 or no CSV, lacks a column, or has a label that is none of 0, 1 and -1.
+        ValueError: a file is empty, not UTF-8 or no CSV, lacks a column, or has a label that is none of 0, 1 and -1.
+        OSError: it cannot be read.
     """
-    content = path.read_bytes()
+    comments: list[LabelledComment] = []
+    left_out = 0
+    labelled = None if labels is None else _labels_by_id(labels)
+    for line, row in _rows(path, (TEXT_COLUMN, *LABELS) if labelled is None else (ID_COLUMN, TEXT_COLUMN)):
+        if labelled is None:
+            targets = _targets(path, line, row)
+        elif row[ID_COLUMN] in labelled:
+            targets = labelled[row[ID_COLUMN]]
+        else:
+            raise ValueError(f"{path}, line {line}, column {ID_COLUMN}: {row[ID_COLUMN][:40]!r} has no labels in {labels}.")
+        if targets is None:
+            left_out += 1
+        else:
+            comments.append(LabelledComment(row[TEXT_COLUMN], targets))
+    if not comments:
+        raise ValueError(f"{path}, line 2: no labelled comment below the header ({left_out} rows were left out: labels of -1).")
+    return Corpus(comments, left_out)
+
+
+def split_corpus(train: Path, validate: Path | None) -> CorpusSplit:
+    """Read a corpus and what to validate on; without such a file a stratified tenth of the corpus is held out.
+
+    Raises:
+        ValueError: a file cannot be used; the message names file, line and column. OSError: it cannot be read.
+    """
+    corpus = read_corpus(train)
+    if validate is not None:
+        validation = read_corpus(validate)
+        training = without_texts(corpus.comments, validation.comments)
+        return CorpusSplit(training, validation.comments, corpus.left_out + validation.left_out)
+    rows = dict(enumerate(comment.targets for comment in corpus.comments))
+    sides = newly_assigned(0, rows, {}, HELD_OUT_SHARE)
+    kept = [[comment for row, comment in enumerate(corpus.comments) if sides[row] is side] for side in (False, True)]
+    return CorpusSplit(without_texts(kept[0], kept[1]), kept[1], corpus.left_out)
+
+
+def read_comments(path: Path) -> tuple[list[str], list[str]]:
+    """Return the ids and the texts of a CSV with comment_text; a row without an id has its number, from 1.
+
+    Raises:
+        ValueError: the file is empty, not UTF-8 or no CSV, or lacks comment_text. OSError: it cannot be read.
+    """
+    ids, texts = [], []
+    for number, (_, row) in enumerate(_rows(path, (TEXT_COLUMN,)), 1):
+        ids.append(row.get(ID_COLUMN) or str(number))
+        texts.append(row[TEXT_COLUMN])
+    return ids, texts
+
+
+def write_submission(path: Path, ids: Sequence[str], probabilities: npt.NDArray[np.float32]) -> None:
+    """Write ids and probabilities, shape (ids, 6), in the challenge's submission format: the whole file, or none."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{path}, line {line} is not UTF-8 (byte {error.start}: {error.reason}). Convert it to UTF-8."
-        ) from error
+        with aside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow((ID_COLUMN, *LABELS))
+            writer.writerows((each, *(f"{p:.6f}" for p in row)) for each, row in zip(ids, probabilities.tolist(), strict=True))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _labels_by_id(path: Path) -> Mapping[str, tuple[float, ...] | None]:
+    return {row[ID_COLUMN]: _targets(path, line, row) for line, row in _rows(path, (ID_COLUMN, *LABELS))}
+
+
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield each row with the line that it begins in; a field that is missing at the end of a row is empty."""
+    text = _text(path)
     csv.field_size_limit(max(len(text), csv.field_size_limit()))  # the csv module refuses comments over 131,072 characters
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, restval="")
+    line = 1
     try:
-        missing = [column for column in (TEXT_COLUMN, *LABELS) if column not in (reader.fieldnames or [])]
+        found = list(reader.fieldnames or [])
+        missing = [_missing(column, found) for column in columns if column not in found]
         if missing:
             raise ValueError(
-                f"{path}, line 1: no column {', '.join(missing)} (found: {', '.join(reader.fieldnames or ['nothing'])}). "
-                "The Jigsaw Toxic Comment Classification Challenge's train.csv has the columns that are needed."
+                f"{path}, line 1: no column {', '.join(missing)}; found {', '.join(found) or 'nothing'}. The columns have to be "
+                "named as in the Jigsaw Toxic Comment Classification Challenge's train.csv."
             )
-        comments = [comment for row in reader if (comment := _comment(path, reader.line_num, row)) is not None]
+        line = reader.line_num + 1
+        for row in reader:
+            if None in row:
+                raise ValueError(f"{path}, line {line} has more fields than the header: quote a comment that holds commas.")
+            yield line, row
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}. A comment with commas or quotes must be quoted.") from error
-    if not comments:
-        raise ValueError(f"{path} holds no labelled comment below its header line.")
-    return comments
+        raise ValueError(f"{path}, line {line}: {error}. A comment with commas, quotes or line breaks must be quoted.") from error
 
 
-def _comment(path: Path, line: int, row: dict[str | Any, str | Any]) -> LabelledComment | None:
-    if None in row:
-        raise ValueError(f"{path}, line {line} has more fields than the header: quote a comment that holds commas.")
-    values = [(row[label] or "").strip() for label in LABELS]
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
+        raise ValueError(
+            f"{path}, line {line}, byte {column} is not UTF-8 ({error.reason}: 0x{content[error.start]:02x}). Convert the file."
+        ) from error
+
+
+def _missing(column: str, found: Sequence[str]) -> str:
+    alike = difflib.get_close_matches(column, found, 1)
+    return f"{column} (is it {alike[0]!r}?)" if alike else column
+
+
+def _targets(path: Path, line: int, row: Mapping[str, str]) -> tuple[float, ...] | None:
+    values = [row[label].strip() for label in LABELS]
     if NOT_SCORED in values:
         return None
     for label, value in zip(LABELS, values, strict=True):
         if value not in ("0", "1"):
-            raise ValueError(f"{path}, line {line}, column {label}: {value!r} is neither 0 nor 1.")
-    return LabelledComment(row[TEXT_COLUMN] or "", tuple(float(value) for value in values))
+            raise ValueError(f"{path}, line {line}, column {label}: {value[:40]!r} is neither 0 nor 1.")
+    return tuple(float(value) for value in values)

@@ -76,8 +76,10 @@ def _vocabulary(handle: str, loaded: Any) -> Vocabulary:
     lower_case = bool(loaded.do_lower_case.numpy()) if hasattr(loaded, "do_lower_case") else True
     for attribute, sentence_piece in (("vocab_file", False), ("sp_model_file", True)):
         if hasattr(loaded, attribute):
-            path = getattr(loaded, attribute).asset_path.numpy().decode()
-            return Vocabulary(Path(path), lower_case, sentence_piece)
+            path = Path(getattr(loaded, attribute).asset_path.numpy().decode())
+            if not path.is_file():
+                raise ValueError(f"The encoder {handle!r} names the {attribute} {path}, which is no file: copy its whole folder.")
+            return Vocabulary(path, lower_case, sentence_piece, handle)
     raise ValueError(
         f"The encoder {handle!r} carries neither a vocab_file nor an sp_model_file asset, so its comments cannot be cut into "
         "word pieces. Use a SavedModel that has one, as the BERT and ALBERT models of TensorFlow Hub do."

@@ -145,9 +145,25 @@ class ExampleStore:
     def _keys(project: int) -> list[str]:
         return [f"toxicity:{{{project}}}:{part}" for part in ("annotations", "texts", "votes", "events")]
 
+    @staticmethod
+    def _sides_key(project: int) -> str:
+        return f"toxicity:{{{project}}}:held-out"
+
+    def sides(self, project: int) -> dict[int, bool]:
+        """Return the tasks that were assigned a side: task -> whether it is held out."""
+        values = dict(self._redis.hscan_iter(self._sides_key(project), count=1000))
+        return {int(task): side == b"1" for task, side in values.items()}
+
+    def assign(self, project: int, sides: Mapping[int, bool]) -> None:
+        """Keep the sides of tasks that have none yet; those that have one stay on it."""
+        with self._redis.pipeline(transaction=True) as pipeline:
+            for task, held_out in sides.items():
+                pipeline.hsetnx(self._sides_key(project), str(task), str(int(held_out)))
+            pipeline.execute()
+
     def _forget(self, project: int) -> None:
         with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.delete(*self._keys(project))
+            pipeline.delete(*self._keys(project), self._sides_key(project))
             pipeline.zrem(BEHIND_KEY, project)
             pipeline.srem(PROJECTS_KEY, project)
             pipeline.execute()

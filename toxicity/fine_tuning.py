@@ -4,6 +4,7 @@ Not here: which examples are new (examples.py), and what becomes of the result (
 as in the tutorial; labels that a project does not offer are left out of the loss.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,18 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from toxicity.classifier import HEAD, Classifier
+from toxicity.classifier import HEAD, Classifier, FloatArray
 from toxicity.comments import LabelledComment
-from toxicity.labels import LABELS
+from toxicity.devices import FLOAT16, Devices
+from toxicity.labels import LABELS, POSITIVE_WEIGHTS
 from toxicity.tokenizer import batches_by_length
 
-HEAD_RATE_FACTOR = 10.0  # the head is new or small, the encoder is pretrained
+HEAD_RATE_FACTOR = 10.0
 WEIGHT_DECAY = 0.01
 GRADIENT_NORM = 1.0
 WARM_UP_SHARE = 0.1
+LARGEST_SCALE = 2.0**15
+GROWTH_STEPS = 1000
 SHUFFLE_POOL = 8  # batches of like length are formed inside this many batches, so that order stays random
 
 
@@ -35,6 +39,10 @@ class TrainingPlan:
     seed: int = 0
 
 
+CORPUS_PLAN = TrainingPlan(epochs=3, learning_rate=1e-4, batch_size=32)
+"""For thousands of comments and a fresh head, where a project's run has dozens and starts from weights that know something."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a training run stands: optimizer steps done, steps in all, and the last step's loss."""
@@ -42,6 +50,66 @@ class Progress:
     step: int
     steps: int
     loss: float
+
+
+def cross_entropy(targets: Any, probabilities: Any) -> Any:
+    """Return the binary cross-entropy of each label, both arguments and the result of shape (comments, 6)."""
+    return tf_keras.backend.binary_crossentropy(targets, probabilities)
+
+
+def weighted_cross_entropy(targets: Any, probabilities: Any) -> Any:
+    """Return the same with each positive counted POSITIVE_WEIGHTS times: what a network learns from a corpus by."""
+    return cross_entropy(targets, probabilities) * (1 + targets * (tf.constant(POSITIVE_WEIGHTS) - 1))
+
+
+def rate_factor(variable: str) -> float:
+    """Return how many times the encoder's learning rate a variable has: the head is new or small, the encoder is pretrained."""
+    return HEAD_RATE_FACTOR if variable.startswith(HEAD) else 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is minimized, and each variable's factor on the learning rate: what benchmarks/quality.py compares."""
+
+    loss: Callable[[Any, Any], Any] = cross_entropy
+    rate_factor: Callable[[str], float] = rate_factor
+
+
+CORPUS_RECIPE = Recipe(loss=weighted_cross_entropy)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run was: the last epoch's mean loss, epochs run, and after each of them the loss that was watched."""
+
+    loss: float
+    epochs: int
+    watched: tuple[float, ...]
+
+
+class LossScale:
+    """Dynamic loss scaling for float16, whose gradients would otherwise vanish (Micikevicius et al. 2018).
+
+    A step whose gradients overflow changes nothing and halves the scale; GROWTH_STEPS good ones in a row double it.
+    """
+
+    def __init__(self) -> None:
+        """Start at LARGEST_SCALE; to be made in the scope of the strategy that trains."""
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        self.value = tf.Variable(LARGEST_SCALE, trainable=False, aggregation=first)
+        self._good_steps = tf.Variable(0, trainable=False, aggregation=first)
+
+    def unscaled(self, gradients: Sequence[Any]) -> list[Any]:
+        """Return the gradients of the loss itself, or nought for each where one is no number; adapt the scale."""
+        dense = [tf.convert_to_tensor(gradient) / self.value for gradient in gradients]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in dense])
+        good_steps = tf.where(finite, self._good_steps + 1, 0)
+        grown = tf.where(good_steps >= GROWTH_STEPS, self.value * 2, self.value)
+        unscaled = [tf.where(finite, gradient, tf.zeros_like(gradient)) for gradient in dense]
+        with tf.control_dependencies(unscaled):  # they are divided by the scale as it was
+            self._good_steps.assign(good_steps % GROWTH_STEPS)
+            self.value.assign(tf.clip_by_value(tf.where(finite, grown, self.value / 2), 1.0, LARGEST_SCALE))
+        return unscaled
 
 
 def replay_indices(targets: Sequence[Sequence[float | None]], count: int, seed: int) -> list[int]:
@@ -71,35 +139,49 @@ def fine_tune(
     comments: Sequence[LabelledComment],
     plan: TrainingPlan,
     report: Callable[[Progress], None] = lambda progress: None,
-) -> float:
-    """Train every parameter in place on the comments; return the mean loss of the last epoch.
+    watch: Callable[[], float] | None = None,
+    recipe: Recipe = Recipe(),
+) -> Trained:
+    """Train every parameter in place on the comments, on the devices that the classifier was built for.
 
-    The classifier must not be serving. `report` is called after every step and may raise to end the run.
+    The classifier must not be serving. `report` is called after every step and may raise to end the run. `watch` is called
+    after every epoch and returns the loss on comments that are not trained on: the first epoch that does not lower it is the
+    last, and the weights are those of the best.
 
     Raises:
         ValueError: there are no comments, or the loss stopped being a number.
     """
     if not comments:
         raise ValueError("There is nothing to train on: 0 comments were given.")
+    devices = classifier.devices or Devices((), None)
     encoded = [classifier.tokenizer.encode(comment.text) for comment in comments]
     targets = np.array([comment.targets for comment in comments], np.float32)  # None becomes nan
     asked = np.isfinite(targets).astype(np.float32)
     targets = np.nan_to_num(targets)
-    step_function = _training_step(classifier)
+    step_function = _training_step(classifier, devices, recipe)
     batches_an_epoch = -(-len(comments) // plan.batch_size)
     steps = plan.epochs * batches_an_epoch
     losses: list[float] = []
+    watched: list[float] = []
+    best: dict[str, FloatArray] = {}
     for epoch in range(plan.epochs):
-        for rows in _shuffled_batches([len(ids) for ids in encoded], plan.batch_size, plan.seed + epoch):
-            batch = classifier.tokenizer.pad([encoded[row] for row in rows])
-            rate = plan.learning_rate * _schedule(len(losses), steps)
-            inputs = [tf.constant(array) for array in batch.inputs()]
-            loss = float(step_function(inputs, targets[rows], asked[rows], tf.constant(rate, tf.float32)))
-            if not np.isfinite(loss):
-                raise ValueError(f"The loss became {loss} at step {len(losses) + 1} of {steps}: lower LEARNING_RATE.")
-            losses.append(loss)
-            report(Progress(len(losses), steps, loss))
-    return float(np.mean(losses[-batches_an_epoch:]))
+        with devices.mixed_precision():
+            for rows in _shuffled_batches([len(ids) for ids in encoded], plan.batch_size, plan.seed + epoch):
+                batch = classifier.tokenizer.pad([encoded[row] for row in rows])
+                rate = plan.learning_rate * _schedule(len(losses), steps)
+                inputs = [tf.constant(array) for array in batch.inputs()]
+                loss = float(step_function(inputs, targets[rows], asked[rows], tf.constant(rate, tf.float32)))
+                if not np.isfinite(loss):
+                    raise ValueError(f"The loss became {loss} at step {len(losses) + 1} of {steps}: lower LEARNING_RATE.")
+                losses.append(loss)
+                report(Progress(len(losses), steps, loss))
+        if watch is not None:
+            watched.append(watch())
+            if len(watched) > 1 and watched[-1] >= min(watched[:-1]):
+                classifier.set_weights(best)
+                break
+            best = classifier.weights()
+    return Trained(float(np.mean(losses[-batches_an_epoch:])), len(losses) // batches_an_epoch, tuple(watched))
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -112,44 +194,63 @@ def _shuffled_batches(lengths: Sequence[int], batch_size: int, seed: int) -> lis
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(lengths))
     batches: list[npt.NDArray[np.intp]] = []
-    pool_size = SHUFFLE_POOL * batch_size
+    # A pool of the whole set would put the same comments together in every epoch.
+    pool_size = batch_size * min(SHUFFLE_POOL, max(1, len(lengths) // (4 * batch_size)))
     for start in range(0, len(order), pool_size):
         pool = order[start : start + pool_size]
         batches.extend(pool[rows] for rows in batches_by_length([lengths[row] for row in pool], batch_size))
     return [batches[index] for index in generator.permutation(len(batches))]
 
 
-def _training_step(classifier: Classifier) -> Callable[..., Any]:
+def _training_step(classifier: Classifier, devices: Devices, recipe: Recipe) -> Callable[..., Any]:
     """Return a compiled step: inputs, targets (n, 6), asked (n, 6), rate -> loss; it updates the weights."""
+    strategy = devices.strategy()
     model = classifier.model
     variables = model.trainable_variables
-    is_head = [variable.name.startswith(HEAD) for variable in variables]
-    body = [variable for variable, head in zip(variables, is_head, strict=True) if not head]
-    top = [variable for variable, head in zip(variables, is_head, strict=True) if head]
-    optimizers = [tf_keras.optimizers.AdamW(weight_decay=WEIGHT_DECAY) for _ in range(2)]
-    for optimizer, group in zip(optimizers, (body, top), strict=True):
-        # The pooler has no part in the six labels: its gradient is nought, and decay alone would shrink it.
-        optimizer.exclude_from_weight_decay(var_names=["bias", "LayerNorm", "layer_norm", "pooler"])
-        optimizer.build(group)
+    factors = [recipe.rate_factor(variable.name) for variable in variables]
+    with strategy.scope():
+        scale = LossScale() if devices.precision == FLOAT16 else None
+        optimizers = {factor: tf_keras.optimizers.AdamW(weight_decay=WEIGHT_DECAY) for factor in sorted(set(factors))}
+        for factor, optimizer in optimizers.items():
+            # The pooler has no part in the six labels: its gradient is nought, and decay alone would shrink it.
+            optimizer.exclude_from_weight_decay(var_names=["bias", "LayerNorm", "layer_norm", "pooler"])
+            optimizer.build([variable for variable, its in zip(variables, factors, strict=True) if its == factor])
+
+    def apply(gradients: Sequence[Any]) -> None:
+        updates = list(zip(factors, gradients, variables, strict=True))
+        for factor, optimizer in optimizers.items():
+            pairs = [(gradient, variable) for its, gradient, variable in updates if its == factor and gradient is not None]
+            if pairs:
+                optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
+
+    def replica_step(inputs: Any, targets: Any, asked: Any) -> Any:
+        context = tf.distribute.get_replica_context()
+        part = slice(context.replica_id_in_sync_group, None, strategy.num_replicas_in_sync)
+        # An example that was asked for nothing adds nothing; len(LABELS) keeps the scale of a full example.
+        examples = len(LABELS) * tf.cast(tf.shape(targets)[0], tf.float32)
+        with tf.GradientTape() as tape:
+            probabilities = model([array[part] for array in inputs], training=True)
+            losses = recipe.loss(targets[part], probabilities) * asked[part]
+            loss = tf.reduce_sum(losses) / examples
+            scaled = loss * scale.value if scale else loss
+        gradients = tape.gradient(scaled, variables)
+        present = [gradient for gradient in gradients if gradient is not None]
+        if strategy.num_replicas_in_sync > 1:
+            present = context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.convert_to_tensor(each) for each in present])
+        clipped, norm = tf.clip_by_global_norm(scale.unscaled(present) if scale else present, GRADIENT_NORM)
+        remaining = iter(clipped)
+        clipped = [None if gradient is None else next(remaining) for gradient in gradients]
+        if scale:
+            context.merge_call(_apply_unless_nought, args=(apply, norm, clipped))
+        else:
+            apply(clipped)
+        return loss
 
     def step(inputs: Any, targets: Any, asked: Any, rate: Any) -> Any:
-        with tf.GradientTape() as tape:
-            probabilities = model(inputs, training=True)
-            losses = tf_keras.backend.binary_crossentropy(targets, probabilities) * asked
-            # An example that was asked for nothing adds nothing; len(LABELS) keeps the scale of a full example.
-            loss = tf.reduce_sum(losses) / (len(LABELS) * tf.cast(tf.shape(targets)[0], tf.float32))
-        gradients = tape.gradient(loss, body + top)
-        present = [gradient for gradient in gradients if gradient is not None]
-        clipped_present, _ = tf.clip_by_global_norm(present, GRADIENT_NORM)
-        clipped = iter(clipped_present)
-        updates = [
-            (next(clipped), variable) for gradient, variable in zip(gradients, body + top, strict=True) if gradient is not None
-        ]
-        names = {variable.name for variable in top}
-        for optimizer, factor, head in zip(optimizers, (1.0, HEAD_RATE_FACTOR), (False, True), strict=True):
+        for factor, optimizer in optimizers.items():
             optimizer.learning_rate.assign(rate * factor)
-            optimizer.apply_gradients([(g, v) for g, v in updates if (v.name in names) == head])
-        return loss
+        losses = strategy.run(replica_step, args=(inputs, targets, asked))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
 
     # Without the signature each new batch width is traced again, for seconds.
     comments = tf.TensorSpec((None, None), tf.int32)
@@ -157,3 +258,9 @@ def _training_step(classifier: Classifier) -> Callable[..., Any]:
     signature = [[comments] * 3, labels, labels, tf.TensorSpec((), tf.float32)]
     compiled: Callable[..., Any] = tf.function(step, input_signature=signature)
     return compiled
+
+
+def _apply_unless_nought(strategy: Any, apply: Callable[..., None], norm: Any, gradients: Sequence[Any]) -> None:
+    # Where gradients overflowed, weight decay and the optimizer's moments must not move the weights either.
+    on_replicas = functools.partial(strategy.extended.call_for_each_replica, apply, args=(gradients,))
+    tf.cond(strategy.experimental_local_results(norm)[0] > 0, on_replicas, lambda: None)

@@ -6,16 +6,20 @@ worker load in this one way, so what the worker publishes is what the backend ac
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
+from toxicity.calibration import Decision
 from toxicity.classifier import Classifier, build_classifier
+from toxicity.devices import Devices
 from toxicity.examples import BEGINNING
-from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
+from toxicity.labels import LABELS
+from toxicity.manifest import Manifest
 from toxicity.settings import EMBEDDED, Settings
 from toxicity.starter import apply_starter, starter_file
-from toxicity.versions import STARTER_NUMBER, LoadedVersion, Manifest, ProjectVersions, VersionError
+from toxicity.versions import BASE_PROJECT, STARTER_NUMBER, LoadedVersion, ProjectVersions, VersionError
 
 logger = logging.getLogger(__name__)
 
@@ -33,38 +37,68 @@ class EncoderChangedError(VersionError):
     """A version was trained over another encoder than ENCODER names now: its weights cannot be used."""
 
 
-def load_starter(settings: Settings) -> LoadedVersion:
-    """Build the classifier that every project starts from, with the starter's weights where the encoder is the embedded one."""
-    classifier = build_classifier(settings.encoder, settings.data_dir, settings.max_length)
-    if settings.encoder == EMBEDDED:
-        apply_starter(classifier, starter_file())
+def load_starter(settings: Settings, devices: Devices | None = None) -> LoadedVersion:
+    """Build the classifier that comes with the code, with the starter's weights where the encoder is the embedded one."""
+    classifier = build_classifier(settings.encoder, settings.data_dir, settings.max_length, devices)
+    decision = Decision()
+    trained = settings.encoder == EMBEDDED
+    if trained:
+        decision = apply_starter(classifier, starter_file())
     else:
         logger.warning(
             "There is no starter for ENCODER=%s: predictions mean nothing before the first training run.", settings.encoder
         )
-    return LoadedVersion(STARTER_NUMBER, DEFAULT_THRESHOLDS, BEGINNING, classifier)
+    name = ProjectVersions(settings.models_dir(), BASE_PROJECT).name(STARTER_NUMBER)
+    return LoadedVersion(name, STARTER_NUMBER, decision.thresholds, BEGINNING, classifier, decision.calibration, trained)
 
 
-def load_version(settings: Settings, versions: ProjectVersions, number: int) -> LoadedVersion:
-    """Load one version and check it; 0 is the starter.
+def load_newest(
+    settings: Settings, versions: ProjectVersions, newest: int | None = None, devices: Devices | None = None
+) -> LoadedVersion:
+    """Load a version (None: the one in service), or else the newest accepted one before it that loads, or else the beginning.
+
+    Raises:
+        VersionError: which version is in service cannot be read.
+    """
+    newest = versions.current() if newest is None else newest
+    for number in [newest, *(number for number in reversed(versions.accepted()) if number < newest)]:
+        if number == STARTER_NUMBER:
+            break
+        try:
+            return load_version(settings, versions, number, devices)
+        except VersionError as error:
+            logger.error("project %d: version %d cannot be used: %s", versions.project, number, error)
+    return load_version(settings, versions, STARTER_NUMBER, devices)
+
+
+def load_version(settings: Settings, versions: ProjectVersions, number: int, devices: Devices | None = None) -> LoadedVersion:
+    """Load one version and check it; with devices, to be trained on them. 0 is what the project starts from.
 
     Raises:
         VersionError: it is damaged, answers otherwise than when it was published, or belongs to another encoder.
     """
     if number == STARTER_NUMBER:
-        return load_starter(settings)
+        if versions.project == BASE_PROJECT:
+            return load_starter(settings, devices)
+        base = load_newest(settings, ProjectVersions(settings.models_dir(), BASE_PROJECT), devices=devices)
+        return as_beginning(base)
     manifest, weights = versions.load(number)
-    classifier = build_classifier(settings.encoder, settings.data_dir, settings.max_length)
+    classifier = build_classifier(settings.encoder, settings.data_dir, settings.max_length, devices)
     if manifest.fingerprint != classifier.fingerprint():
         raise EncoderChangedError(
-            f"Version {number} of project {versions.project} was trained over another encoder than ENCODER={settings.encoder}. "
-            "Set ENCODER back to serve it, or let the project train again."
+            f"Version {number} of project {versions.project} was trained over another encoder, {manifest.encoder!r}, "
+            f"than ENCODER={settings.encoder}. Set ENCODER back to serve it, or let the project train again."
         )
     if manifest.labels != LABELS:
         raise VersionError(f"Version {number} of project {versions.project} has the labels {manifest.labels}, expected {LABELS}.")
     classifier.set_weights(weights)
     check_golden(classifier, manifest)
-    return LoadedVersion(number, manifest.thresholds, manifest.watermark, classifier)
+    return LoadedVersion(versions.name(number), number, manifest.thresholds, manifest.watermark, classifier, manifest.calibration)
+
+
+def as_beginning(base: LoadedVersion) -> LoadedVersion:
+    """Return a base as what a project without versions of its own answers with, and starts from."""
+    return replace(base, number=STARTER_NUMBER, watermark=BEGINNING)
 
 
 def golden_outputs(classifier: Classifier) -> tuple[tuple[float, ...], ...]:
@@ -74,7 +108,7 @@ def golden_outputs(classifier: Classifier) -> tuple[tuple[float, ...], ...]:
         VersionError: they are not numbers: such weights must not be published.
     """
     outputs = classifier.predict(GOLDEN_COMMENTS)
-    if not np.isfinite(outputs).all() or not all(np.isfinite(weight).all() for weight in classifier.weights().values()):
+    if not np.isfinite(outputs).all() or not classifier.is_finite():
         raise VersionError("The weights, or what they answer with, are no numbers: they are neither published nor served.")
     return tuple(tuple(float(value) for value in row) for row in outputs)
 

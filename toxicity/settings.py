@@ -6,6 +6,7 @@ here by `python -m toxicity settings`.
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,12 @@ class Settings:
     train_after: int = setting(16, "Train as soon as so many examples are new or changed.")
     train_wait: int = setting(300, "Train at the latest so many seconds after the first of them; also the pause after a failure.")
     train_epochs: int = setting(3, "Passes of one training run over its examples.")
-    learning_rate: float = setting(2e-5, "The encoder's peak learning rate; the head's is ten times as high.")
+    learning_rate: float = setting(5e-5, "The encoder's peak learning rate; the head's is ten times as high.")
     train_timeout: int = setting(7200, "Seconds after which a training run is ended.")
-    replay: int = setting(4, "Older examples learned again with each new one; with anchors 64 at least, 2,000 at most.")
+    replay: int = setting(1, "Older examples learned again with each new one; with anchors 64 at least, 2,000 at most.")
+    hold_out: float = setting(0.2, "Share of a project's examples that is never learned, so that versions are judged on it.")
+    precision_floor: float = setting(0.0, "Least precision of a tick that thresholds aim at; 0: the best F1 instead.")
+    corpus: str = setting("", "Jigsaw-format CSV of which each training run replays a sample, e.g. the starter's.")
     keep_versions: int = setting(5, "Versions kept for each project, the live one among them.")
     swap_poll: float = setting(2.0, "Seconds between two looks for a newly published version.")
     threads: int = setting(16, "Predictions that are computed at the same time; 8 more may wait, others are answered 503.")
@@ -59,8 +63,16 @@ class Settings:
         for name, most in (("learning_rate", 1.0), ("swap_poll", 3600.0)):
             if not 0 < getattr(self, name) <= most:
                 raise ValueError(f"{name.upper()}={getattr(self, name)} is out of range: use a number above 0, up to {most}.")
+        for name in ("hold_out", "precision_floor"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name.upper()}={getattr(self, name)} is out of range: use a number from 0 to under 1.")
+        if self.corpus and not Path(self.corpus).is_file():
+            raise ValueError(f"CORPUS={self.corpus!r} is no file: give the path of a Jigsaw-format CSV.")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ValueError(f"LOG_LEVEL={self.log_level!r} is unknown: use DEBUG, INFO, WARNING or ERROR.")
+        self._check_label_studio()
+
+    def _check_label_studio(self) -> None:
         if bool(self.label_studio_url) != bool(self.label_studio_api_key):
             given, missing = ("URL", "API_KEY") if self.label_studio_url else ("API_KEY", "URL")
             raise ValueError(f"LABEL_STUDIO_{given} is set without LABEL_STUDIO_{missing}: set both or neither.")
@@ -86,6 +98,13 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Se
     except RuntimeError as error:
         raise ValueError(f"DATA_DIR={str(values['data_dir'])!r} cannot be found ({error}): give a folder's path.") from error
     return Settings(**values)
+
+
+def quiet_tensorflow() -> None:
+    """Let TensorFlow, where nothing else was asked for, tell a command's user of warnings and errors only."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    # tensorflow-hub imports what setuptools is about to drop; requirements.in holds setuptools back.
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 
 
 def _parsed(field: "dataclasses.Field[Any]", text: str) -> Any:

@@ -5,6 +5,7 @@ head and all biases and norms in full, and of each weight matrix only the larges
 to the embedded encoder. No text of the corpus is in it.
 """
 
+import json
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -14,14 +15,16 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from toxicity.calibration import Calibration, Decision, undo_weights
 from toxicity.classifier import HEAD, Classifier, FloatArray, Weights
-from toxicity.corpus import read_corpus
+from toxicity.corpus import CorpusSplit
 from toxicity.encoder import embedded_weights_digest
-from toxicity.fine_tuning import Progress, TrainingPlan, fine_tune
+from toxicity.evaluation import choose, measures, targets_of
+from toxicity.fine_tuning import CORPUS_PLAN, CORPUS_RECIPE, Progress, fine_tune
+from toxicity.labels import POSITIVE_WEIGHTS
 
 RANK = 8
 LEFT, RIGHT = ":left", ":right"
-PLAN = TrainingPlan(epochs=2, learning_rate=5e-5, batch_size=32)
 
 
 def starter_file() -> Path:
@@ -29,8 +32,8 @@ def starter_file() -> Path:
     return Path(str(resources.files("toxicity") / "starter.safetensors"))
 
 
-def apply_starter(classifier: Classifier, file: Path) -> None:
-    """Set a classifier over the embedded encoder, freshly built, to the starter's weights.
+def apply_starter(classifier: Classifier, file: Path) -> Decision:
+    """Set a classifier over the embedded encoder, freshly built, to the starter's weights; return its decision.
 
     Raises:
         ValueError: the starter is a difference to other encoder weights than the installed ones.
@@ -45,26 +48,38 @@ def apply_starter(classifier: Classifier, file: Path) -> None:
             f"{installed}. Install the versions of requirements.txt, or make a new starter with `make starter`."
         )
     classifier.set_weights(_expanded(classifier.weights(), tensors))
+    calibration = Calibration(*(tuple(json.loads(metadata[field])) for field in ("slopes", "offsets")))
+    return Decision(calibration, tuple(json.loads(metadata["thresholds"])))
 
 
 def make_starter(
-    classifier: Classifier, corpus: Path, file: Path, report: Callable[[Progress], None] = lambda progress: None
-) -> dict[str, str]:
-    """Fine-tune a fresh classifier over the embedded encoder on a Jigsaw-format CSV, write the starter, return its metadata."""
+    classifier: Classifier, split: CorpusSplit, file: Path, report: Callable[[Progress], None] = lambda progress: None
+) -> tuple[Decision, dict[str, float]]:
+    """Fine-tune a fresh classifier over the embedded encoder on a corpus, write the starter, return its decision and measures.
+
+    Both are of the starter as it is written, on the held-out comments.
+    """
     before = classifier.weights()
-    comments = read_corpus(corpus)
-    fine_tune(classifier, comments, PLAN, report)
+    fine_tune(classifier, split.training, CORPUS_PLAN, report, recipe=CORPUS_RECIPE)
+    kept = _compressed(before, classifier.weights())
+    classifier.set_weights(_expanded(before, kept))
+    answers, targets = classifier.predict([comment.text for comment in split.held_out]), targets_of(split.held_out)
+    decision = choose(targets, answers, undo_weights(POSITIVE_WEIGHTS))
     metadata = {
         "encoder_sha256": embedded_weights_digest(),
-        "comments": str(len(comments)),
-        "epochs": str(PLAN.epochs),
-        "learning_rate": str(PLAN.learning_rate),
-        "batch_size": str(PLAN.batch_size),
-        "seed": str(PLAN.seed),
+        "comments": str(len(split.training)),
+        "held_out": str(len(split.held_out)),
+        "epochs": str(CORPUS_PLAN.epochs),
+        "learning_rate": str(CORPUS_PLAN.learning_rate),
+        "batch_size": str(CORPUS_PLAN.batch_size),
+        "seed": str(CORPUS_PLAN.seed),
         "rank": str(RANK),
+        "thresholds": json.dumps(decision.thresholds),
+        "slopes": json.dumps(decision.calibration.slopes),
+        "offsets": json.dumps(decision.calibration.offsets),
     }
-    file.write_bytes(save(_compressed(before, classifier.weights()), metadata))
-    return metadata
+    file.write_bytes(save(kept, metadata))
+    return decision, measures(targets, decision.calibration(answers), decision.thresholds)
 
 
 def _compressed(before: Weights, after: Weights) -> dict[str, Any]:

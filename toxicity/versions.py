@@ -7,13 +7,12 @@ synced and renamed into place, and never written again. `current` beside it name
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,11 +22,15 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-FORMAT = 1
+from toxicity.calibration import IDENTITY, Calibration
+from toxicity.manifest import Manifest, manifest_from_json, manifest_to_json
+
 WEIGHTS_FILE = "weights.safetensors"
 CARD_FILE = "model_card.md"
+CARD_JSON_FILE = "model_card.json"
 MANIFEST_FILE = "manifest.json"
 STARTER_NUMBER = 0
+BASE_PROJECT = 0  # not one of Label Studio's: its versions are what other projects start from
 LEFTOVER_SECONDS = 3600
 
 
@@ -46,43 +49,17 @@ class Predictor(Protocol):
 class LoadedVersion:
     """A version in memory, checked and ready to answer. A request takes one and keeps it to its end."""
 
+    name: str  # what Label Studio sees as model_version
     number: int
     thresholds: tuple[float, ...]
     watermark: str
     classifier: Predictor
+    calibration: Calibration = IDENTITY
+    trained: bool = True  # False: a fresh head over an encoder without a starter, whose answers mean nothing yet
 
-    @property
-    def name(self) -> str:
-        """What Label Studio sees as model_version."""
-        return version_name(self.number)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What is known of a version. `watermark` is the last annotation event that it has learned: publishing is the receipt."""
-
-    number: int
-    parent: int
-    watermark: str
-    created_at: str
-    fingerprint: str
-    labels: tuple[str, ...]
-    thresholds: tuple[float, ...]
-    golden_outputs: tuple[tuple[float, ...], ...]
-    measures: dict[str, float]
-    training: dict[str, Any]
-    files: dict[str, str] = dataclasses.field(default_factory=dict)  # file name -> sha256
-    format: int = FORMAT
-
-    @property
-    def name(self) -> str:
-        """What Label Studio sees as model_version."""
-        return version_name(self.number)
-
-
-def version_name(number: int) -> str:
-    """Return a version's name in answers and on screens: v0 is the starter."""
-    return f"v{number}"
+    def predict(self, comments: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return calibrated probabilities of shape (len(comments), 6): what thresholds and screens are meant for."""
+        return self.calibration(self.classifier.predict(comments))
 
 
 class ProjectVersions:
@@ -117,7 +94,30 @@ class ProjectVersions:
         if match is None:
             raise VersionError(f"{self._current} says {text[:30]!r}, not two numbers: remove it to serve the newest version.")
         chosen, newest_seen = int(match[1]), int(match[2])
-        return max([chosen, *(number for number in self.numbers() if number > newest_seen)])
+        return max([chosen, *(number for number in self.numbers() if number > newest_seen and self._was_accepted(number))])
+
+    def accepted(self) -> list[int]:
+        """Return the numbers of the versions whose verdict lets them into service, ascending."""
+        return [number for number in self.numbers() if self._was_accepted(number)]
+
+    def _was_accepted(self, number: int) -> bool:
+        try:
+            return self.manifest(number).verdict.accepted
+        except VersionError:  # removed meanwhile, or damaged: nothing to put into service
+            return False
+
+    def name(self, number: int) -> str:
+        """Return what Label Studio sees as a version's model_version. 0 is what the project started from: a base, or v0.
+
+        Raises:
+            VersionError: it is 0, and which base is in service cannot be read.
+        """
+        if self.project == BASE_PROJECT:
+            return f"base-v{number}" if number else f"v{STARTER_NUMBER}"
+        if number != STARTER_NUMBER:
+            return f"v{number}"
+        base = ProjectVersions(self.root.parent, BASE_PROJECT)
+        return base.name(base.current())
 
     def folder(self, number: int) -> Path:
         """Return where a version lies."""
@@ -131,15 +131,10 @@ class ProjectVersions:
         """
         path = self.folder(number) / MANIFEST_FILE
         try:
-            values = json.loads(path.read_text())
-            if values["format"] != FORMAT:
-                raise VersionError(f"{path} has format {values['format']}, this program reads {FORMAT}.")
-            if values["number"] != number or WEIGHTS_FILE not in dict(values["files"]):
+            manifest = manifest_from_json(path.read_text())
+            if manifest.number != number or WEIGHTS_FILE not in manifest.files:
                 raise VersionError(f"{path} is not the manifest of version {number}, or names no {WEIGHTS_FILE}.")
-            for field in ("labels", "thresholds"):
-                values[field] = tuple(values[field])
-            values["golden_outputs"] = tuple(tuple(row) for row in values["golden_outputs"])
-            return Manifest(**values)
+            return manifest
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise VersionError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
 
@@ -163,10 +158,11 @@ class ProjectVersions:
         except (OSError, SafetensorError) as error:
             raise VersionError(f"The weights of version {number} of project {self.project} cannot be read ({error}).") from error
 
-    def publish(self, manifest: Manifest, weights: dict[str, Any], card: str) -> Manifest:
+    def publish(self, manifest: Manifest, weights: dict[str, Any], cards: Mapping[str, str]) -> Manifest:
         """Write a version aside, rename it into place and make it current. Return the manifest as published.
 
-        The rename fails where the number is taken already, which makes it the compare-and-set among rival runs.
+        The rename fails where the number is taken already, which makes it the compare-and-set among rival runs. A version
+        whose verdict is a rejection is kept like any other, and the live version stays. `cards` is file name -> text.
 
         Raises:
             VersionError: another run published this number first. OSError: the disk is full or not writable.
@@ -176,10 +172,11 @@ class ProjectVersions:
         aside.mkdir()
         try:
             save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, aside / WEIGHTS_FILE)
-            (aside / CARD_FILE).write_text(card)
-            files = {name: _sha256(aside / name) for name in (WEIGHTS_FILE, CARD_FILE)}
+            for name, text in cards.items():
+                (aside / name).write_text(text)
+            files = {name: _sha256(aside / name) for name in (WEIGHTS_FILE, *cards)}
             published = dataclasses.replace(manifest, files=files)
-            (aside / MANIFEST_FILE).write_text(json.dumps(dataclasses.asdict(published), indent=1))
+            (aside / MANIFEST_FILE).write_text(manifest_to_json(published))
             for name in (*files, MANIFEST_FILE):
                 _sync(aside / name)
             _sync(aside)
@@ -195,18 +192,19 @@ class ProjectVersions:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         _sync(self._versions)
-        # Not the newest that exists: a rival may have published a newer one meanwhile, which must not count as seen.
-        self._point(manifest.number, newest_seen=manifest.number)
+        if manifest.verdict.accepted:
+            # Not the newest that exists: a rival may have published a newer one meanwhile, which must not count as seen.
+            self._point(manifest.number, newest_seen=manifest.number)
         return published
 
     def make_current(self, number: int) -> None:
-        """Put a version in service: every process swaps to it by itself. 0 is the starter.
+        """Put a version in service, a rejected one too: every process swaps to it by itself. 0 is what the project started from.
 
         Raises:
             VersionError: there is no such version.
         """
         if number != STARTER_NUMBER and number not in self.numbers():
-            raise VersionError(f"Project {self.project} has no version {number}; it has {self.numbers()}, and 0, the starter.")
+            raise VersionError(f"Project {self.project} has no version {number}; it has {self.numbers()}, and 0, its beginning.")
         self._point(number, newest_seen=max([number, *self.numbers()]))
 
     def _point(self, number: int, newest_seen: int) -> None:
@@ -221,17 +219,33 @@ class ProjectVersions:
         """Return the number that the next version gets: never one that was used before."""
         return max([STARTER_NUMBER, *self.numbers()]) + 1
 
-    def prune(self, keep: int) -> list[int]:
-        """Remove all but the newest `keep` versions and the current one; return what was removed.
+    def size(self, number: int) -> int:
+        """Return how many bytes a version's files take."""
+        return sum(file.stat().st_size for file in self.folder(number).iterdir())
 
-        What a killed process left aside goes too, once it is too old to be a publication under way.
+    def best(self, number: int) -> int:
+        """Return the best version of the line up to a version, as judged on held-out comments; 0 where none is known."""
+        try:
+            return STARTER_NUMBER if number == STARTER_NUMBER else self.manifest(number).best
+        except VersionError:
+            return STARTER_NUMBER
+
+    def prune(self, keep: int) -> list[int]:
+        """Remove all but the newest `keep` accepted versions, the current one and the best; return what was removed.
+
+        Rejected versions stay as long as the accepted ones of their time, `keep` of the newest at most. What a killed
+        process left aside goes too, once it is too old to be a publication under way.
         """
         current = self.current()
         for leftover in [*self._versions.glob(".*.*"), *self.root.glob(".current.*")]:
             if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
                 remove = shutil.rmtree if leftover.is_dir() else Path.unlink
                 remove(leftover)
-        removed = [number for number in self.numbers()[:-keep] if number != current]
+        accepted = self.accepted()
+        rejected = [number for number in self.numbers() if number not in accepted]
+        kept = {current, self.best(current), *accepted[-keep:]}
+        kept |= {number for number in rejected[-keep:] if number > min(kept)}
+        removed = [number for number in self.numbers() if number not in kept]
         for number in removed:
             # Renamed first: a folder with a number is complete or gone, never half removed.
             aside = self._versions / f".{number}.{uuid.uuid4().hex}"

@@ -12,7 +12,7 @@ import redis
 from toxicity.examples import BEGINNING, ExampleStore
 from toxicity.settings import Settings
 from toxicity.training_queue import TrainingQueue, is_due
-from toxicity.versions import ProjectVersions, VersionError
+from toxicity.versions import STARTER_NUMBER, ProjectVersions, VersionError
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ class Sweeper:
         self._settings = settings
         self._examples = ExampleStore(connection)
         self._queue = TrainingQueue(connection, settings)
+        self._newest: dict[int, int] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -44,6 +45,7 @@ class Sweeper:
         # What was asked for while a run was on, or in the moment before a crash.
         requested = {project for project in self._queue.awaiting_take_over() if not self._resting(project)}
         now = self._examples.now()
+        self._notice_new_lines()
         for project, since in self._examples.behind().items():
             watermark = self._watermark(project)
             newest = self._examples.newest_event(project)  # read first: what comes meanwhile is not overlooked
@@ -55,6 +57,14 @@ class Sweeper:
         for project in requested:
             self._queue.request(project)
         return sorted(requested)
+
+    def _notice_new_lines(self) -> None:
+        """A version may come from elsewhere (`train --publish`), with annotations that it has not learned."""
+        for project in self._examples.projects():
+            newest = max(ProjectVersions(self._settings.models_dir(), project).numbers(), default=STARTER_NUMBER)
+            if self._newest.get(project) != newest:
+                self._examples.caught_up(project, self._watermark(project))
+                self._newest[project] = newest
 
     def _watermark(self, project: int) -> str:
         """What the newest version has learned, be it live or rolled back: a rollback must not by itself cause a run."""

@@ -1,39 +1,41 @@
-"""The training job as a recipe: what is new, mixed with what is old, learned from the live weights, published.
+"""The training job as a recipe: what is new, mixed with what is old, learned from the live weights, judged, published.
 
-Not here: when it runs (toxicity/training_queue.py), how weights are learned (toxicity/fine_tuning.py). A run that dies at any
-line leaves the live version and the examples as they were: the only act that counts is publishing.
+Not here: when it runs (toxicity/training_queue.py), what it learns (lesson.py), and how (toxicity/fine_tuning.py). A run that
+dies at any line leaves the live version and the examples as they were: the only act that counts is publishing.
 """
 
 import logging
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, cast
 
+import numpy as np
 import redis
 from rq import get_current_job
 
+from toxicity.calibration import Decision
 from toxicity.classifier import Classifier
-from toxicity.comments import LabelledComment
-from toxicity.corpus import anchors_file, read_corpus
-from toxicity.examples import BEGINNING, ExampleStore, Snapshot
-from toxicity.fine_tuning import Progress, TrainingPlan, fine_tune, replay_indices
+from toxicity.devices import training_devices
+from toxicity.evaluation import log_losses, targets_of
+from toxicity.examples import BEGINNING, ExampleStore
+from toxicity.fine_tuning import CORPUS_PLAN, Progress, Trained, TrainingPlan, fine_tune
+from toxicity.judging import Trial, begin_trial, end_trial, manifest_of, training_facts
 from toxicity.label_studio_api import LabelStudioApiError, annotations_in_label_studio
 from toxicity.labelling_config import LabelStudioError
-from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
-from toxicity.loading import EncoderChangedError, golden_outputs, load_starter, load_version
+from toxicity.loading import EncoderChangedError, load_version
+from toxicity.manifest import Manifest
+from toxicity.model_card import model_cards
 from toxicity.redis_connection import connect_patiently
 from toxicity.settings import LOG_FORMAT, Settings, settings_from_environment
 from toxicity.training_queue import TrainingQueue
-from toxicity.versions import LoadedVersion, Manifest, ProjectVersions, VersionError, version_name
+from toxicity.versions import STARTER_NUMBER, LoadedVersion, ProjectVersions, VersionError
+from worker.lesson import Lesson, next_lesson
 from worker.project_lock import ProjectLock
 
 logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
-LEAST_REPLAY = 64  # older examples and anchors in a run, whatever it learns: fewer do not hold a network in place
-LEAST_ANCHORS = 32  # of them anchors, however many older examples there are
-MOST_EXAMPLES = 2000  # new ones in a run, and replayed ones; where there are more new ones, the next run goes on from there
+LEAST_FOR_STOPPING = 20  # comments; fewer would stop a run by chance
 
 
 def train_project(project: int) -> dict[str, Any]:
@@ -47,7 +49,9 @@ def train_project(project: int) -> dict[str, Any]:
 
 
 def learn_and_publish(settings: Settings, store: ExampleStore, project: int, lock: ProjectLock | None = None) -> dict[str, Any]:
-    """Learn what is new since the live version and publish the result as the next one; nothing new, nothing published.
+    """Learn what is new since the live version, judge the result, and publish it as the next version, live or rejected.
+
+    Where nothing is new, nothing is published.
 
     Raises:
         VersionError: a rival run published first. ValueError: training failed.
@@ -57,27 +61,41 @@ def learn_and_publish(settings: Settings, store: ExampleStore, project: int, loc
     number = versions.next_number()  # before training: a rival run from the same parent gets the same one, and one of them wins
     in_service = versions.current()
     parent = _parent(settings, versions, in_service)
-    snapshot, new = _first_lesson(store, project, parent.watermark)
-    if not new:
-        store.caught_up(project, snapshot.watermark)
+    attempts = len([newer for newer in set(versions.numbers()) - set(versions.accepted()) if newer > in_service])
+    lesson = next_lesson(settings, store, project, parent.watermark, attempts, seed=number)
+    if not lesson.new:
+        store.caught_up(project, lesson.watermark)
         logger.info("project %d: nothing new since %s", project, parent.name)
         return {"published": None, "live": parent.name}
-    comments = new + _replayed(settings, store, project, snapshot, seed=number)
-    classifier = cast(Classifier, parent.classifier)
-    plan = TrainingPlan(settings.train_epochs, settings.learning_rate, seed=number)
-    loss = _train(classifier, comments, plan, lock)
+    trial = begin_trial(lesson.judging, _rivals(settings, versions, parent))
+    rate = settings.learning_rate if parent.trained else CORPUS_PLAN.learning_rate  # a fresh head has further to go
+    plan = TrainingPlan(settings.train_epochs, rate, seed=number)
+    trained = _train(parent, lesson, plan, lock)
+    _report(stage="judging")
+    manifest = _manifest(settings, versions, number, parent, lesson, plan, trained, trial)
     _report(stage="publishing")
-    manifest = _manifest(number, parent, snapshot, classifier, plan, examples=len(comments), new_examples=len(new), loss=loss)
     if lock is not None:
         lock.require()
     if versions.current() != in_service:
         logger.warning("project %d: got another live version while it was trained; this run is dropped", project)
-        return {"published": None, "live": version_name(versions.current())}
-    versions.publish(manifest, classifier.weights(), model_card(manifest, project, settings))
+        return {"published": None, "live": versions.name(versions.current())}
+    classifier = cast(Classifier, parent.classifier)
+    versions.publish(manifest, classifier.weights(), model_cards(manifest, project))
     removed = versions.prune(settings.keep_versions)
-    store.caught_up(project, snapshot.watermark)
-    logger.info("project %d: %s published with %d new examples, %d pruned", project, manifest.name, len(new), len(removed))
-    return {"published": manifest.name, "examples": len(comments), "new": len(new), "loss": loss}
+    store.caught_up(project, lesson.watermark)
+    return _outcome(project, manifest, lesson, trained, len(removed), versions.name(in_service))
+
+
+def _outcome(project: int, manifest: Manifest, lesson: Lesson, trained: Trained, removed: int, in_service: str) -> dict[str, Any]:
+    learned = {"examples": len(lesson.new) + len(lesson.replayed), "new": len(lesson.new), "loss": trained.loss}
+    reasons = "; ".join(manifest.verdict.reasons)
+    if not manifest.verdict.accepted:
+        logger.warning("project %d: %s rejected, %s stays: %s", project, manifest.name, in_service, reasons)
+        return {"published": None, "rejected": manifest.name, "reasons": reasons, "live": in_service, **learned}
+    logger.info(
+        "project %d: %s published with %d new examples (%s), %d pruned", project, manifest.name, len(lesson.new), reasons, removed
+    )
+    return {"published": manifest.name, **learned}
 
 
 def _take_over(settings: Settings, connection: redis.Redis, project: int) -> dict[str, Any]:
@@ -110,41 +128,34 @@ def _taken_over(settings: Settings, store: ExampleStore, project: int) -> int | 
     return changed
 
 
-def _first_lesson(store: ExampleStore, project: int, watermark: str) -> tuple[Snapshot, list[LabelledComment]]:
-    """Return the oldest new examples, and the snapshot that they are from; pages of blank or tied ones are passed over."""
-    while True:
-        snapshot = store.snapshot(project, watermark, at_most=MOST_EXAMPLES)
-        new = store.comments(project, snapshot, sorted(snapshot.changed))
-        if new or snapshot.watermark == watermark:
-            return snapshot, new
-        watermark = snapshot.watermark
-
-
 def _parent(settings: Settings, versions: ProjectVersions, in_service: int) -> LoadedVersion:
-    """The version in service, or else the newest before it that loads, or else the starter: training must go on."""
-    for number in [in_service, *(number for number in reversed(versions.numbers()) if number < in_service)]:
+    """The version in service, or else the newest before it that loads, or else its beginning: training must go on."""
+    devices = training_devices()
+    for number in [in_service, *(number for number in reversed(versions.accepted()) if number < in_service)]:
         try:
-            return load_version(settings, versions, number)
-        except EncoderChangedError as error:
-            logger.warning("%s Starting anew from the starter, with every example.", error)
-            break
+            return load_version(settings, versions, number, devices)
+        except EncoderChangedError as error:  # an older line may be of this encoder
+            logger.warning("%s", error)
         except VersionError as error:
             logger.error("project %d: version %d cannot be trained on: %s", versions.project, number, error)
-    return load_starter(settings)
+    logger.info("project %d: starting a line from the beginning, with every example", versions.project)
+    return load_version(settings, versions, STARTER_NUMBER, devices)
 
 
-def _replayed(settings: Settings, store: ExampleStore, project: int, snapshot: Snapshot, seed: int) -> list[LabelledComment]:
-    """Older examples of the project, and anchors: fixed comments that keep in mind what a project's annotators rarely show."""
-    older = sorted(snapshot.targets.keys() - snapshot.changed)
-    count = min(max(settings.replay * len(snapshot.changed), LEAST_REPLAY), max(MOST_EXAMPLES, LEAST_REPLAY))
-    indices = replay_indices([snapshot.targets[task] for task in older], count, seed)
-    replayed = store.comments(project, snapshot, [older[index] for index in indices])
-    anchors = read_corpus(anchors_file())
-    wanted = max(LEAST_ANCHORS, LEAST_REPLAY - len(replayed))
-    return replayed + [anchors[index] for index in replay_indices([anchor.targets for anchor in anchors], wanted, seed)]
+def _rivals(settings: Settings, versions: ProjectVersions, parent: LoadedVersion) -> list[LoadedVersion]:
+    """The live version, and the best so far, so that many small losses do not add up: it must not be worse than either."""
+    best = versions.best(parent.number)
+    if best == parent.number:
+        return [parent]
+    try:
+        return [parent, load_version(settings, versions, best)]
+    except VersionError as error:
+        logger.warning("project %d: the best version cannot be compared with: %s", versions.project, error)
+        return [parent]
 
 
-def _train(classifier: Classifier, comments: list[LabelledComment], plan: TrainingPlan, lock: ProjectLock | None) -> float:
+def _train(parent: LoadedVersion, lesson: Lesson, plan: TrainingPlan, lock: ProjectLock | None) -> Trained:
+    classifier = cast(Classifier, parent.classifier)
     last_report = 0.0
 
     def report(progress: Progress) -> None:
@@ -155,7 +166,12 @@ def _train(classifier: Classifier, comments: list[LabelledComment], plan: Traini
             if lock is not None:
                 lock.require()
 
-    return fine_tune(classifier, comments, plan, report)
+    def stopping_loss() -> float:
+        answers = classifier.predict([comment.text for comment in lesson.stopping])
+        return float(np.nanmean(log_losses(targets_of(lesson.stopping), answers)))
+
+    watch = stopping_loss if len(lesson.stopping) >= LEAST_FOR_STOPPING else None
+    return fine_tune(classifier, lesson.new + lesson.replayed, plan, report, watch)
 
 
 def _report(**progress: object) -> None:
@@ -168,51 +184,35 @@ def _report(**progress: object) -> None:
 
 
 def _manifest(
+    settings: Settings,
+    versions: ProjectVersions,
     number: int,
     parent: LoadedVersion,
-    snapshot: Snapshot,
-    classifier: Classifier,
+    lesson: Lesson,
     plan: TrainingPlan,
-    *,
-    examples: int,
-    new_examples: int,
-    loss: float,
+    trained: Trained,
+    trial: Trial,
 ) -> Manifest:
-    return Manifest(
-        number=number,
-        parent=parent.number,
-        watermark=snapshot.watermark,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        fingerprint=classifier.fingerprint(),
-        labels=LABELS,
-        thresholds=DEFAULT_THRESHOLDS,
-        golden_outputs=golden_outputs(classifier),
-        measures={"training_loss": loss},
-        training={
-            "examples": examples,
-            "replayed": examples - new_examples,
-            "new_examples": new_examples,
-            "from_the_beginning": parent.watermark == BEGINNING,
-            "epochs": plan.epochs,
-            "learning_rate": plan.learning_rate,
-            "batch_size": plan.batch_size,
-            "seed": plan.seed,
-        },
+    classifier = cast(Classifier, parent.classifier)
+    decision = Decision(parent.calibration, parent.thresholds)
+    judgement = end_trial(trial, classifier, decision, settings.precision_floor)
+    judgement.measures["training_loss"] = trained.loss
+    training = {
+        "source": "new or changed examples of the project",
+        "examples": len(lesson.new) + len(lesson.replayed),
+        "new_examples": len(lesson.new),
+        "replayed": len(lesson.replayed),
+        "held_out": len(lesson.stopping) + len(lesson.judging),
+        "from_the_beginning": parent.watermark == BEGINNING,
+        **training_facts(settings, plan, trained, classifier),
+    }
+    return manifest_of(
+        versions,
+        number,
+        parent,
+        classifier,
+        judgement,
+        watermark=lesson.watermark,
+        encoder=settings.encoder,
+        training=training,
     )
-
-
-def model_card(manifest: Manifest, project: int, settings: Settings) -> str:
-    """Return a version's model card as Markdown. It counts comments and never quotes one."""
-    training = manifest.training
-    return f"""# {manifest.name} of project {project}
-
-Puts six labels ({", ".join(manifest.labels)}) on a comment. Made {manifest.created_at}.
-
-- Starts from v{manifest.parent}; encoder `{settings.encoder}`.
-- Learned {training["new_examples"]} new or changed examples of the project, beside {training["replayed"]} replayed ones (older
-  examples, and anchors: comments written for this purpose).
-- {training["epochs"]} epochs, learning rate {training["learning_rate"]}, batches of {training["batch_size"]},
-  seed {training["seed"]}.
-- Loss of the last epoch: {manifest.measures["training_loss"]:.4f}. Thresholds: {", ".join(map(str, manifest.thresholds))}.
-- It learned its annotators' judgement, mistakes included. It is to help moderators decide, not to decide alone.
-"""

@@ -1,0 +1,114 @@
+"""From a corpus instead of annotators: train on a CSV, publish what comes of it, evaluate and predict over CSVs.
+
+Not here: the CSVs themselves (corpus.py), how a network learns (fine_tuning.py), the commands' words (__main__.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from toxicity.calibration import Decision, undo_weights
+from toxicity.classifier import COMMENTS_PER_PASS, build_classifier
+from toxicity.corpus import CorpusSplit, read_comments, read_corpus, write_submission
+from toxicity.devices import training_devices
+from toxicity.evaluation import measures, targets_of
+from toxicity.examples import BEGINNING
+from toxicity.fine_tuning import CORPUS_PLAN, CORPUS_RECIPE, Progress, TrainingPlan, fine_tune
+from toxicity.judging import begin_trial, end_trial, manifest_of, training_facts
+from toxicity.labels import LABELS, POSITIVE_WEIGHTS
+from toxicity.loading import load_newest
+from toxicity.manifest import Manifest
+from toxicity.model_card import model_cards
+from toxicity.settings import Settings
+from toxicity.versions import STARTER_NUMBER, LoadedVersion, ProjectVersions
+
+Report = Callable[[Progress], None]
+
+
+def train_on_corpus(
+    settings: Settings,
+    split: CorpusSplit,
+    project: int,
+    *,
+    publish: bool,
+    plan: TrainingPlan = CORPUS_PLAN,
+    report: Report = lambda progress: None,
+) -> Manifest:
+    """Fine-tune the encoder on a corpus from a fresh head, judge the result, and write it as a project's next version.
+
+    It goes into service where `publish` is true and it is not worse than the live version on what was held out.
+
+    Raises:
+        ValueError: training failed. VersionError: another run published first. OSError: the disk is full or not writable.
+    """
+    versions = ProjectVersions(settings.models_dir(), project)
+    number = versions.next_number()
+    live = load_newest(settings, versions)
+    trial = begin_trial(split.held_out, [live])
+    watermark = live.watermark
+    del live
+    classifier = build_classifier(settings.encoder, settings.data_dir, settings.max_length, training_devices())
+    trained = fine_tune(classifier, split.training, plan, report, recipe=CORPUS_RECIPE)
+    judgement = end_trial(trial, classifier, undo_weights(POSITIVE_WEIGHTS), settings.precision_floor)
+    judgement.measures["training_loss"] = trained.loss
+    if not publish and judgement.verdict.accepted:
+        reasons = (*judgement.verdict.reasons, "kept aside, as --publish was not given")
+        judgement = replace(judgement, verdict=replace(judgement.verdict, accepted=False, reasons=reasons), is_best=False)
+    training = {
+        "source": "comments of a corpus",
+        "examples": len(split.training),
+        "new_examples": len(split.training),
+        "replayed": 0,
+        "held_out": len(split.held_out),
+        "not_scored": split.left_out,
+        "from_the_beginning": True,
+        **training_facts(settings, plan, trained, classifier),
+    }
+    scratch = LoadedVersion("the encoder", STARTER_NUMBER, Decision().thresholds, BEGINNING, classifier)
+    manifest = manifest_of(
+        versions,
+        number,
+        scratch,
+        classifier,
+        judgement,
+        watermark=BEGINNING if judgement.verdict.accepted else watermark,  # it has learned no annotation of the project
+        encoder=settings.encoder,
+        training=training,
+    )
+    versions.publish(manifest, classifier.weights(), model_cards(manifest, project))
+    return manifest
+
+
+def evaluate_on_corpus(
+    settings: Settings, path: Path, labels: Path | None, project: int
+) -> tuple[LoadedVersion, dict[str, float], int]:
+    """Measure a project's live version on a corpus; return it, the measures, and how many rows were not scored.
+
+    Raises:
+        ValueError: the file cannot be used. OSError: it cannot be read.
+    """
+    corpus = read_corpus(path, labels)
+    live = load_newest(settings, ProjectVersions(settings.models_dir(), project))
+    probabilities = live.predict([comment.text for comment in corpus.comments])
+    return live, measures(targets_of(corpus.comments), probabilities, live.thresholds), corpus.left_out
+
+
+def predict_corpus(
+    settings: Settings, path: Path, output: Path, project: int, report: Callable[[int, int], None]
+) -> LoadedVersion:
+    """Write a project's live version's probabilities for a CSV of comments; `report` gets each portion's and the whole number.
+
+    Raises:
+        ValueError: the file cannot be used. OSError: it cannot be read, or the output not be written.
+    """
+    ids, texts = read_comments(path)
+    live = load_newest(settings, ProjectVersions(settings.models_dir(), project))
+    probabilities = np.empty((len(texts), len(LABELS)), np.float32)
+    for start in range(0, len(texts), COMMENTS_PER_PASS):
+        portion = texts[start : start + COMMENTS_PER_PASS]
+        probabilities[start : start + len(portion)] = live.predict(portion)
+        report(len(portion), len(texts))
+    write_submission(output, ids, probabilities)
+    return live
