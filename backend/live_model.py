@@ -90,11 +90,13 @@ class LiveModels:
         except (VersionError, OSError) as error:
             logger.error("project %d: stays on %s: %s", project, live.name, error)
             return False
-        rests_on_base = wanted == STARTER_NUMBER and project != BASE_PROJECT
-        if wanted == live.number and not (rests_on_base and live.name != self._live[BASE_PROJECT].name):
-            return False
-        if self._is_refused(project, wanted):
-            return False
+        refused = self._is_refused(project, wanted)
+        if wanted == live.number or refused:
+            # What has no version of its own, or none that loads, follows the base.
+            rests_on_base = live.number == STARTER_NUMBER and project != BASE_PROJECT
+            if not rests_on_base or live.name == self._live[BASE_PROJECT].name:
+                return False
+            wanted = STARTER_NUMBER
         with self._loading:
             newer = self._checked(project, wanted)
         if newer is None:

@@ -11,11 +11,11 @@ import pytest
 
 import toxicity.corpus_training
 import toxicity.verdict
-from tests.conftest import CARDS, manifest_of
+from tests.conftest import CARDS
 from toxicity.calibration import undo_weights
 from toxicity.classifier import Classifier, build_classifier
 from toxicity.comments import LabelledComment
-from toxicity.corpus import CorpusSplit, split_corpus
+from toxicity.corpus import CorpusSplit, read_comments, read_corpus, split_corpus
 from toxicity.corpus_training import evaluate_on_corpus, predict_corpus, train_on_corpus
 from toxicity.devices import training_devices
 from toxicity.encoder import embedded_saved_model
@@ -35,7 +35,6 @@ from toxicity.versions import (
     STARTER_NUMBER,
     WEIGHTS_FILE,
     ProjectVersions,
-    VersionError,
 )
 
 pytestmark = pytest.mark.tensorflow
@@ -152,25 +151,38 @@ def test_what_is_worse_than_the_live_version_is_kept_and_not_in_service(
     tiny_settings: Settings, base: tuple[Settings, Manifest]
 ) -> None:
     versions = publish_trained(tiny_settings, base, PROJECT, "12-3")
-    manifest = train_on_corpus(tiny_settings, SPLIT, PROJECT, publish=True, plan=replace(PLAN, epochs=1, learning_rate=1e-9))
+    manifest = train_on_corpus(tiny_settings, SPLIT, PROJECT, publish=False, plan=replace(PLAN, epochs=1, learning_rate=1e-9))
     assert (versions.numbers(), versions.current(), versions.accepted()) == ([1, 2], 1, [1])
     assert versions.manifest(2) == replace(manifest, files=versions.manifest(2).files)
     assert not manifest.verdict.accepted
     assert "kept aside" not in manifest.verdict.reasons[-1]
     assert manifest.measures["mean_roc_auc"] < base[1].measures["mean_roc_auc"]
     assert (manifest.name, manifest.best) == ("v2", 0)
-    assert manifest.watermark == "12-3"  # put in service by hand, it has nothing to make up for
+    assert manifest.watermark == BEGINNING  # put in service by hand, it has every annotation still to learn
     versions.make_current(2)
     assert load_version(tiny_settings, versions, 2).name == "v2"
 
 
-def test_what_replaces_a_projects_version_has_learned_none_of_its_annotations(
+def test_a_projects_own_version_is_not_replaced_by_what_a_corpus_judged(
     tiny_settings: Settings, base: tuple[Settings, Manifest]
 ) -> None:
     versions = publish_trained(tiny_settings, base, PROJECT, "12-3")
-    manifest = train_on_corpus(tiny_settings, SPLIT, PROJECT, publish=True, plan=replace(PLAN, epochs=6))
-    assert manifest.verdict.accepted, manifest.verdict.reasons
-    assert (versions.current(), manifest.watermark, manifest.name) == (2, BEGINNING, "v2")
+    with pytest.raises(ValueError, match=f"Project {PROJECT} has versions of its own"):
+        train_on_corpus(tiny_settings, SPLIT, PROJECT, publish=True, plan=PLAN)
+    assert versions.numbers() == [1]
+
+
+def test_what_was_put_in_service_meanwhile_stays(tiny_settings: Settings, base: tuple[Settings, Manifest]) -> None:
+    versions = base_versions(tiny_settings)
+
+    def report(progress: Progress) -> None:
+        if progress.step == 1:
+            _, weights = base_versions(base[0]).load(1)
+            versions.publish(base[1], weights, CARDS)
+
+    manifest = train_on_corpus(tiny_settings, SPLIT, BASE_PROJECT, publish=True, plan=PLAN, report=report)
+    assert (manifest.name, manifest.verdict.accepted, versions.current()) == ("base-v2", False, 1)
+    assert manifest.verdict.reasons[-1] == "kept aside, as another version went into service meanwhile"
 
 
 def test_without_publish_even_the_better_one_is_kept_aside_and_can_be_put_in_service_by_hand(tiny_settings: Settings) -> None:
@@ -217,18 +229,6 @@ def test_every_step_of_a_training_is_reported(tiny_settings: Settings) -> None:
     assert steps == [(step, 6) for step in range(1, 7)]
 
 
-def test_a_number_that_another_run_took_meanwhile_is_not_written_over(tiny_settings: Settings) -> None:
-    versions = base_versions(tiny_settings)
-
-    def report(progress: Progress) -> None:
-        if progress.step == 1:
-            versions.publish(manifest_of(1), {"rival": np.zeros(3, np.float32)}, CARDS)
-
-    with pytest.raises(VersionError, match="published by another run"):
-        train_on_corpus(tiny_settings, SPLIT, BASE_PROJECT, publish=True, plan=replace(PLAN, epochs=1), report=report)
-    assert versions.load(1)[1].keys() == {"rival"}
-
-
 def test_a_corpus_in_one_file_is_split_and_trained_on(tiny_settings: Settings, tmp_path: Path) -> None:
     split = split_corpus(write(tmp_path / "train.csv", comments(400), unscored=5), None)
     assert (len(split.training) + len(split.held_out), split.left_out) == (400, 5)
@@ -240,10 +240,11 @@ def test_a_corpus_in_one_file_is_split_and_trained_on(tiny_settings: Settings, t
 def test_the_live_version_is_measured_on_a_corpus_under_its_own_decision(base: tuple[Settings, Manifest], tmp_path: Path) -> None:
     settings, manifest = base
     corpus = write(tmp_path / "test.csv", SPLIT.held_out, unscored=2)
-    live, found, left_out = evaluate_on_corpus(settings, corpus, None, BASE_PROJECT)
-    assert (live.name, left_out) == ("base-v1", 2)
+    read = read_corpus(corpus)
+    live, found = evaluate_on_corpus(settings, read.comments, BASE_PROJECT)
+    assert (live.name, read.left_out) == ("base-v1", 2)
     assert found == pytest.approx({name: value for name, value in manifest.measures.items() if name != "training_loss"}, abs=1e-4)
-    assert evaluate_on_corpus(settings, corpus, None, PROJECT)[0].name == "base-v1"  # what the project starts from
+    assert evaluate_on_corpus(settings, read.comments, PROJECT)[0].name == "base-v1"  # what the project starts from
 
 
 def test_labels_may_lie_in_a_file_of_their_own(base: tuple[Settings, Manifest], tmp_path: Path) -> None:
@@ -254,8 +255,9 @@ def test_labels_may_lie_in_a_file_of_their_own(base: tuple[Settings, Manifest], 
     texts.write_text(texts.read_text().replace("'", '"'))
     backwards = [f"c{row},,{','.join(str(int(t or 0)) for t in c.targets)}" for row, c in enumerate(SPLIT.held_out[::-1])]
     labels.write_text("\n".join([lines[0], *backwards[::-1]]) + "\n")
-    _, found, left_out = evaluate_on_corpus(base[0], texts, labels, BASE_PROJECT)
-    assert left_out == 0
+    read = read_corpus(texts, labels)
+    _, found = evaluate_on_corpus(base[0], read.comments, BASE_PROJECT)
+    assert read.left_out == 0
     assert found["mean_roc_auc"] == pytest.approx(base[1].measures["mean_roc_auc"], abs=1e-6)
 
 
@@ -266,7 +268,7 @@ def test_the_live_version_answers_a_file_in_the_challenges_format(
     settings, _ = base
     output, told = tmp_path / "submission.csv", list[tuple[int, int]]()
     rows = write(tmp_path / "test.csv", SPLIT.held_out)
-    live = predict_corpus(settings, rows, output, BASE_PROJECT, lambda done, of: told.append((done, of)))
+    live = predict_corpus(settings, *read_comments(rows), output, BASE_PROJECT, lambda done, of: told.append((done, of)))
     assert (live.name, told) == ("base-v1", [(25, 60), (25, 60), (10, 60)])
     with output.open(newline="") as opened:
         header, *answers = csv.reader(opened)
@@ -281,11 +283,13 @@ def test_the_live_version_answers_a_file_in_the_challenges_format(
 def test_answers_that_cannot_be_written_leave_what_was_there(base: tuple[Settings, Manifest], tmp_path: Path) -> None:
     rows = write(tmp_path / "test.csv", SPLIT.held_out[:3])
     with pytest.raises(OSError, match="nowhere"):
-        predict_corpus(base[0], rows, tmp_path / "nowhere" / "submission.csv", BASE_PROJECT, lambda done, of: None)
+        predict_corpus(
+            base[0], *read_comments(rows), tmp_path / "nowhere" / "submission.csv", BASE_PROJECT, lambda done, of: None
+        )
     folder = tmp_path / "submission.csv"
     folder.mkdir()
     with pytest.raises(OSError, match="submission"):
-        predict_corpus(base[0], rows, folder, BASE_PROJECT, lambda done, of: None)
+        predict_corpus(base[0], *read_comments(rows), folder, BASE_PROJECT, lambda done, of: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["submission.csv", "test.csv"]
 
 

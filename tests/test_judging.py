@@ -88,7 +88,7 @@ def test_enough_held_out_comments_judge_and_each_rival_answers_them_uncalibrated
     assert (trial.yardstick.judged_on, trial.yardstick.held_out) == (HOLD_OUT, 40)
     np.testing.assert_array_equal(trial.yardstick.targets, targets_of(HELD_OUT))
     assert trial.rivals.keys() == {"v1", "v2"}
-    np.testing.assert_array_equal(trial.rivals["v2"], Shouting(0.9).predict(trial.texts()))
+    np.testing.assert_array_equal(trial.rivals["v2"].probabilities, Shouting(0.9).predict(trial.texts()))
 
 
 @pytest.mark.parametrize(
@@ -98,13 +98,13 @@ def test_reference_comments_judge_where_held_out_ones_are_too_few(held_out: list
     trial = begin_trial(held_out, [version("v1", 0.8)])
     assert trial.comments == read_corpus(reference_file()).comments
     assert (trial.yardstick.judged_on, trial.yardstick.held_out) == (REFERENCE, len(held_out))
-    assert len(trial.rivals["v1"]) == len(trial.comments)
+    assert len(trial.rivals["v1"].probabilities) == len(trial.comments)
 
 
 def test_what_learned_is_better_than_what_did_not_and_gets_a_decision_of_its_own(
     candidate: Classifier, fresh: Classifier
 ) -> None:
-    trial = begin_trial(HELD_OUT, [LoadedVersion("v0", 0, PARENT.thresholds, BEGINNING, fresh)])
+    trial = begin_trial(HELD_OUT, [LoadedVersion("v0", 0, PARENT.thresholds, BEGINNING, fresh, trained=False)])
     judgement = end_trial(trial, candidate, PARENT, 0.0)
     assert judgement.verdict == Verdict(True, ("not worse than v0",), HOLD_OUT, 40)
     assert judgement.is_best
@@ -134,7 +134,7 @@ def test_what_is_worse_than_one_of_its_rivals_is_rejected_and_measured_all_the_s
     good = LoadedVersion("v2", 2, PARENT.thresholds, BEGINNING, candidate)
     judgement = end_trial(begin_trial(HELD_OUT, [version("v1", 0.5), good]), fresh, PARENT, 0.0)
     assert not judgement.verdict.accepted
-    assert {"that of v2" in reason for reason in judgement.verdict.reasons} == {True}
+    assert [reason for reason in judgement.verdict.reasons if "that of v2" in reason]
     assert not judgement.is_best
     assert 0.6 < judgement.measures["mean_roc_auc"] < 1
 
@@ -178,6 +178,10 @@ def test_the_facts_of_a_training_are_those_that_it_was_run_with(settings: Settin
         "batch_size": 16,
         "seed": 7,
         "max_length": 48,
+        "hold_out": 0.2,
+        "replay": 1,
+        "precision_floor": 0.0,
+        "corpus": "",
         "precision": "float32",
     }
 

@@ -17,6 +17,7 @@ import worker.lesson
 import worker.project_lock
 import worker.training
 from tests.conftest import ACCEPTED, CARDS, REJECTED, manifest_of, save_tiny_encoder
+from toxicity.calibration import IDENTITY
 from toxicity.classifier import Classifier, build_classifier
 from toxicity.comments import LabelledComment
 from toxicity.encoder import embedded_saved_model
@@ -388,16 +389,20 @@ def test_runs_of_clean_comments_alone_do_not_untick_what_is_plainly_toxic(
     (redis_settings.data_dir / "encoders").symlink_to(embedded_saved_model(shared_data_dir).parent)
     project = Project(replace(redis_settings, max_length=32), connection)
     comments = ["Next week I am going to murder you.", "You are a stupid asshole.", "Fuck this shit and fuck you."]
-    before = ticks(load_version(project.settings, project.versions, 0), comments)
+    threat, obscene = LABELS.index("threat"), LABELS.index("obscene")
+    before = load_version(project.settings, project.versions, 0)
     for run in range(3):
         tasks = range(16 * run, 16 * run + 16)
         clean = tuple(Annotation(task, task, "2026-01-01", f"Thank you for section {task}.", KIND) for task in tasks)
         project.store.apply(Changes(PROJECT, annotations=clean))
         assert project.run()["published"] == f"v{run + 1}"
-    after = ticks(load_version(project.settings, project.versions, 3), comments)
-    assert before[:, 0].all()
-    assert after[:, 0].all()
-    assert after[1:, LABELS.index("obscene")].all()
+    after = load_version(project.settings, project.versions, 3)
+    assert after.thresholds == before.thresholds  # clean comments choose none
+    assert after.calibration == IDENTITY  # what it started from is in its head
+    for version in (before, after):
+        ticked = ticks(version, comments)
+        assert ticked[0, threat]
+        assert ticked[1:, [0, obscene]].all()
 
 
 def test_a_take_over_that_fails_is_told_and_the_rest_is_learned(project: Project, connection: redis.Redis) -> None:

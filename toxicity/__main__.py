@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from toxicity.corpus import split_corpus
+from toxicity.corpus import read_comments, read_corpus, require_writable, split_corpus
 from toxicity.labels import LABELS
 from toxicity.settings import EMBEDDED, Settings, quiet_tensorflow, settings_from_environment, settings_table
 from toxicity.versions import BASE_PROJECT, STARTER_NUMBER, ProjectVersions, VersionError, projects_with_versions
@@ -84,12 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def version(text: str) -> int:
-    """Return the number in `base-v3`, `v3` or `3`."""
+def version(text: str) -> tuple[int, bool]:
+    """Return the number in `base-v3`, `v3` or `3`, and whether the base was named."""
     number = text.removeprefix("base-").removeprefix("v")
     if not number.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no version: give one like v3, or v0 for what the project started from")
-    return int(number)
+    return int(number), text.startswith("base-")
 
 
 def _at_least_one(text: str) -> int:
@@ -130,15 +130,18 @@ def _train(parsed: argparse.Namespace, settings: Settings) -> int:
 
 
 def _evaluate(parsed: argparse.Namespace, settings: Settings) -> int:
+    corpus = read_corpus(parsed.corpus, parsed.labels)
     from toxicity.corpus_training import evaluate_on_corpus
 
-    live, measures, left_out = evaluate_on_corpus(settings, parsed.corpus, parsed.labels, parsed.project)
-    print(f"{live.name} on {measures['comments']:.0f} comments of {parsed.corpus}, {left_out} left out (not scored)")
+    live, measures = evaluate_on_corpus(settings, corpus.comments, parsed.project)
+    print(f"{live.name} on {len(corpus.comments)} comments of {parsed.corpus}, {corpus.left_out} left out (not scored)")
     _print_measures(measures, live.thresholds)
     return 0
 
 
 def _predict(parsed: argparse.Namespace, settings: Settings) -> int:
+    ids, texts = read_comments(parsed.comments)  # before TensorFlow is loaded, and the output: errors come at once
+    require_writable(parsed.output)
     from toxicity.corpus_training import predict_corpus
 
     with tqdm(unit=" comments") as bar:
@@ -147,7 +150,7 @@ def _predict(parsed: argparse.Namespace, settings: Settings) -> int:
             bar.total = of
             bar.update(done)
 
-        live = predict_corpus(settings, parsed.comments, parsed.output, parsed.project, report)
+        live = predict_corpus(settings, ids, texts, parsed.output, parsed.project, report)
     print(f"{parsed.output} written by {live.name}")
     return 0
 
@@ -195,8 +198,14 @@ def _rollback(parsed: argparse.Namespace, settings: Settings) -> int:
     if parsed.project not in projects_with_versions(settings.models_dir()):
         known = ", ".join(map(str, projects_with_versions(settings.models_dir()))) or "none"
         raise VersionError(f"{whose} has no versions in {settings.models_dir()}; these have: {known}. Say --project.")
-    versions.make_current(parsed.version)
-    print(f"{whose}: {versions.name(parsed.version)} is in service; every process swaps to it by itself")
+    number, named_base = parsed.version
+    if named_base and parsed.project != BASE_PROJECT:
+        beginning = versions.name(STARTER_NUMBER)
+        if beginning != f"base-v{number}":
+            raise VersionError(f"{whose} starts from {beginning}, not from base-v{number}: v0 goes back to the former.")
+        number = STARTER_NUMBER
+    versions.make_current(number)
+    print(f"{whose}: {versions.name(number)} is in service; every process swaps to it by itself")
     if parsed.project != BASE_PROJECT:
         print("The next training run starts from it and learns every annotation since. Correct or delete wrong ones before that.")
     return 0

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
+from toxicity.calibration import Calibration
 from toxicity.devices import BFLOAT16, FLOAT16, Devices, share_gpu_memory
 from toxicity.encoder import Encoder, load_encoder
 from toxicity.labels import LABELS
@@ -100,6 +101,16 @@ class Classifier:
                 raise ValueError(f"The weight {name!r} has shape {weights[name].shape}, expected {tuple(variable.shape)}.")
         for name, variable in variables.items():
             variable.assign(weights[name])
+
+    def fold(self, calibration: Calibration) -> None:
+        """Take a calibration into the head, so that the network itself answers with calibrated probabilities; exact.
+
+        What is trained on from there needs no calibration of before: it would undo what is learned.
+        """
+        kernel, bias = (self.variables()[f"{HEAD}/{name}"] for name in ("kernel", "bias"))
+        slopes = np.array(calibration.slopes, np.float32)
+        kernel.assign(kernel.numpy() * slopes)
+        bias.assign(bias.numpy() * slopes + np.array(calibration.offsets, np.float32))
 
     def _digest(self) -> str:
         """Of the encoder's weights as they were built: two encoders may have the same shapes and words."""

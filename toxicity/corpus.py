@@ -6,6 +6,7 @@ the line and the column.
 
 import csv
 import difflib
+import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toxicity.comments import LabelledComment
-from toxicity.hold_out import newly_assigned, without_texts
+from toxicity.hold_out import newly_assigned, text_key, without_texts
 from toxicity.labels import LABELS
 
 ID_COLUMN = "id"
@@ -40,6 +41,7 @@ class CorpusSplit:
     training: list[LabelledComment]
     held_out: list[LabelledComment]
     left_out: int
+    sha256: str = ""  # of the training file
 
 
 def anchors_file() -> Path:
@@ -87,14 +89,16 @@ def split_corpus(train: Path, validate: Path | None) -> CorpusSplit:
         ValueError: a file cannot be used; the message names file, line and column. OSError: it cannot be read.
     """
     corpus = read_corpus(train)
+    digest = hashlib.sha256(train.read_bytes()).hexdigest()
     if validate is not None:
         validation = read_corpus(validate)
         training = without_texts(corpus.comments, validation.comments)
-        return CorpusSplit(training, validation.comments, corpus.left_out + validation.left_out)
-    rows = dict(enumerate(comment.targets for comment in corpus.comments))
-    sides = newly_assigned(0, rows, {}, HELD_OUT_SHARE)
-    kept = [[comment for row, comment in enumerate(corpus.comments) if sides[row] is side] for side in (False, True)]
-    return CorpusSplit(without_texts(kept[0], kept[1]), kept[1], corpus.left_out)
+        return CorpusSplit(training, validation.comments, corpus.left_out + validation.left_out, digest)
+    # By text, so that a comment is on the same side wherever in the file it stands, and in the next release of it too.
+    keys = [text_key(comment) for comment in corpus.comments]
+    sides = newly_assigned(0, dict(zip(keys, (comment.targets for comment in corpus.comments), strict=True)), {}, HELD_OUT_SHARE)
+    kept = [[comment for key, comment in zip(keys, corpus.comments, strict=True) if sides[key] is side] for side in (False, True)]
+    return CorpusSplit(without_texts(kept[0], kept[1]), kept[1], corpus.left_out, digest)
 
 
 def read_comments(path: Path) -> tuple[list[str], list[str]]:
@@ -108,6 +112,17 @@ def read_comments(path: Path) -> tuple[list[str], list[str]]:
         ids.append(row.get(ID_COLUMN) or str(number))
         texts.append(row[TEXT_COLUMN])
     return ids, texts
+
+
+def require_writable(path: Path) -> None:
+    """Find out before hours of work whether a file can be written.
+
+    Raises:
+        OSError: it cannot; nothing was changed.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.touch()
+    aside.unlink()
 
 
 def write_submission(path: Path, ids: Sequence[str], probabilities: npt.NDArray[np.float32]) -> None:

@@ -3,7 +3,7 @@
 Not here: the CSVs themselves (corpus.py), how a network learns (fine_tuning.py), the commands' words (__main__.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from toxicity.calibration import Decision, undo_weights
 from toxicity.classifier import COMMENTS_PER_PASS, build_classifier
-from toxicity.corpus import CorpusSplit, read_comments, read_corpus, write_submission
+from toxicity.comments import LabelledComment
+from toxicity.corpus import CorpusSplit, write_submission
 from toxicity.devices import training_devices
 from toxicity.evaluation import measures, targets_of
 from toxicity.examples import BEGINNING
@@ -22,7 +23,7 @@ from toxicity.loading import load_newest
 from toxicity.manifest import Manifest
 from toxicity.model_card import model_cards
 from toxicity.settings import Settings
-from toxicity.versions import STARTER_NUMBER, LoadedVersion, ProjectVersions
+from toxicity.versions import BASE_PROJECT, CORPUS_SOURCE, STARTER_NUMBER, LoadedVersion, ProjectVersions
 
 Report = Callable[[Progress], None]
 
@@ -41,23 +42,31 @@ def train_on_corpus(
     It goes into service where `publish` is true and it is not worse than the live version on what was held out.
 
     Raises:
-        ValueError: training failed. VersionError: another run published first. OSError: the disk is full or not writable.
+        ValueError: the project has versions of its own, or training failed.
+        VersionError: another run published first. OSError: the disk is full or not writable.
     """
     versions = ProjectVersions(settings.models_dir(), project)
-    number = versions.next_number()
+    if publish and project != BASE_PROJECT and versions.accepted():
+        raise ValueError(
+            f"Project {project} has versions of its own, and a corpus cannot tell whether another one is worse for it. Leave out "
+            f"--publish and look at its measures, or leave out --project, or let training runs replay the corpus (CORPUS)."
+        )
     live = load_newest(settings, versions)
     trial = begin_trial(split.held_out, [live])
-    watermark = live.watermark
+    in_service = live.name
     del live
     classifier = build_classifier(settings.encoder, settings.data_dir, settings.max_length, training_devices())
     trained = fine_tune(classifier, split.training, plan, report, recipe=CORPUS_RECIPE)
     judgement = end_trial(trial, classifier, undo_weights(POSITIVE_WEIGHTS), settings.precision_floor)
     judgement.measures["training_loss"] = trained.loss
-    if not publish and judgement.verdict.accepted:
-        reasons = (*judgement.verdict.reasons, "kept aside, as --publish was not given")
+    moved = versions.name(versions.current()) != in_service
+    if judgement.verdict.accepted and (moved or not publish):
+        why = "another version went into service meanwhile" if moved else "--publish was not given"
+        reasons = (*judgement.verdict.reasons, f"kept aside, as {why}")
         judgement = replace(judgement, verdict=replace(judgement.verdict, accepted=False, reasons=reasons), is_best=False)
     training = {
-        "source": "comments of a corpus",
+        "source": CORPUS_SOURCE,
+        "corpus_sha256": split.sha256,
         "examples": len(split.training),
         "new_examples": len(split.training),
         "replayed": 0,
@@ -69,41 +78,41 @@ def train_on_corpus(
     scratch = LoadedVersion("the encoder", STARTER_NUMBER, Decision().thresholds, BEGINNING, classifier)
     manifest = manifest_of(
         versions,
-        number,
+        versions.next_number(),
         scratch,
         classifier,
         judgement,
-        watermark=BEGINNING if judgement.verdict.accepted else watermark,  # it has learned no annotation of the project
+        watermark=BEGINNING,  # it has learned no annotation of the project
         encoder=settings.encoder,
         training=training,
     )
     versions.publish(manifest, classifier.weights(), model_cards(manifest, project))
+    versions.prune(settings.keep_versions)
     return manifest
 
 
 def evaluate_on_corpus(
-    settings: Settings, path: Path, labels: Path | None, project: int
-) -> tuple[LoadedVersion, dict[str, float], int]:
-    """Measure a project's live version on a corpus; return it, the measures, and how many rows were not scored.
-
-    Raises:
-        ValueError: the file cannot be used. OSError: it cannot be read.
-    """
-    corpus = read_corpus(path, labels)
+    settings: Settings, comments: Sequence[LabelledComment], project: int
+) -> tuple[LoadedVersion, dict[str, float]]:
+    """Measure a project's live version on labelled comments; return it and the measures."""
     live = load_newest(settings, ProjectVersions(settings.models_dir(), project))
-    probabilities = live.predict([comment.text for comment in corpus.comments])
-    return live, measures(targets_of(corpus.comments), probabilities, live.thresholds), corpus.left_out
+    probabilities = live.predict([comment.text for comment in comments])
+    return live, measures(targets_of(comments), probabilities, live.thresholds)
 
 
 def predict_corpus(
-    settings: Settings, path: Path, output: Path, project: int, report: Callable[[int, int], None]
+    settings: Settings,
+    ids: Sequence[str],
+    texts: Sequence[str],
+    output: Path,
+    project: int,
+    report: Callable[[int, int], None],
 ) -> LoadedVersion:
-    """Write a project's live version's probabilities for a CSV of comments; `report` gets each portion's and the whole number.
+    """Write a project's live version's probabilities for comments; `report` gets each portion's and the whole number.
 
     Raises:
-        ValueError: the file cannot be used. OSError: it cannot be read, or the output not be written.
+        OSError: the output cannot be written.
     """
-    ids, texts = read_comments(path)
     live = load_newest(settings, ProjectVersions(settings.models_dir(), project))
     probabilities = np.empty((len(texts), len(LABELS)), np.float32)
     for start in range(0, len(texts), COMMENTS_PER_PASS):

@@ -52,13 +52,14 @@ def is_for_stopping(project: int, task: int) -> bool:
 
 def without_texts(comments: Sequence[LabelledComment], held_out: Sequence[LabelledComment]) -> list[LabelledComment]:
     """Return the comments whose text, case and white space aside, is that of no held-out one."""
-    hidden = {_folded(comment) for comment in held_out}
-    return [comment for comment in comments if _folded(comment) not in hidden]
+    hidden = {text_key(comment) for comment in held_out}
+    return [comment for comment in comments if text_key(comment) not in hidden]
 
 
-def _folded(comment: LabelledComment) -> bytes:
+def text_key(comment: LabelledComment) -> int:
+    """Return a number for a comment's text, the same for texts that differ in case and white space alone."""
     text = " ".join(comment.text.split()).casefold()
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8])
 
 
 def place(project: int, task: int, purpose: str = "held out") -> float:

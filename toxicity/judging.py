@@ -5,12 +5,11 @@ is the same kind of thing wherever it comes from.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from toxicity.calibration import Decision
 from toxicity.classifier import Classifier
@@ -23,17 +22,30 @@ from toxicity.loading import golden_outputs
 from toxicity.manifest import Manifest, Verdict
 from toxicity.model_card import installed_packages
 from toxicity.settings import Settings
-from toxicity.verdict import HOLD_OUT, REFERENCE, Yardstick, enough_to_judge, is_better, judge
+from toxicity.verdict import (
+    HOLD_OUT,
+    REFERENCE,
+    Answers,
+    Yardstick,
+    enough_to_judge,
+    is_better,
+    judge,
+    labels_without_evidence,
+)
 from toxicity.versions import LoadedVersion, ProjectVersions
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Comments to judge on, and what each rival (name -> probabilities of shape (comments, 6), uncalibrated) says of them."""
+    """Comments to judge on, and what each rival says of them, by name.
+
+    `reference` is a trial on the reference comments, for the labels of which the held-out ones show too little.
+    """
 
     comments: list[LabelledComment]
     yardstick: Yardstick
-    rivals: Mapping[str, npt.NDArray[np.float32]]
+    rivals: Mapping[str, Answers]
+    reference: "Trial | None" = None
 
     def texts(self) -> list[str]:
         """Return the comments' texts."""
@@ -53,15 +65,28 @@ class Judgement:
 def begin_trial(held_out: Sequence[LabelledComment], rivals: Sequence[LoadedVersion]) -> Trial:
     """Let the rivals answer, before the candidate is trained: it may be trained in one's place.
 
-    Where the held-out comments are too few to judge by, the reference comments take their place.
+    Where the held-out comments are too few to judge by, the reference comments take their place; where they are enough, but
+    show too little of some label, the reference comments judge that label beside them.
     """
-    comments, judged_on = list(held_out), HOLD_OUT
-    count = len(comments)
-    if not enough_to_judge(targets_of(comments)):
-        comments, judged_on = read_corpus(reference_file()).comments, REFERENCE
+    comments, targets = list(held_out), targets_of(held_out)
+    reference = read_corpus(reference_file()).comments
+    if not enough_to_judge(targets):
+        return _trial(reference, Yardstick(targets_of(reference), REFERENCE, len(comments)), rivals)
+    trial = _trial(comments, Yardstick(targets, HOLD_OUT, len(comments)), rivals)
+    unseen = labels_without_evidence(targets)
+    rivals = [rival for rival in rivals if rival.trained]  # a fresh head's ticks are chance
+    if not unseen or not rivals:
+        return trial
+    only = np.where([label in unseen for label in LABELS], targets_of(reference), np.nan)
+    return replace(trial, reference=_trial(reference, Yardstick(only, REFERENCE, len(comments)), rivals))
+
+
+def _trial(comments: list[LabelledComment], yardstick: Yardstick, rivals: Sequence[LoadedVersion]) -> Trial:
     texts = [comment.text for comment in comments]
-    answers = {rival.name: rival.classifier.predict(texts) for rival in rivals}
-    return Trial(comments, Yardstick(targets_of(comments), judged_on, count), answers)
+    answers = {
+        rival.name: Answers(rival.classifier.predict(texts), Decision(rival.calibration, rival.thresholds)) for rival in rivals
+    }
+    return Trial(comments, yardstick, answers)
 
 
 def end_trial(trial: Trial, candidate: Classifier, parent: Decision, precision_floor: float) -> Judgement:
@@ -69,18 +94,28 @@ def end_trial(trial: Trial, candidate: Classifier, parent: Decision, precision_f
 
     Where the reference comments were judged on, or it is broken, it keeps its parent's decision.
     """
-    targets, rivals = trial.yardstick.targets, dict(trial.rivals)
-    answers = candidate.predict(trial.texts())
+    targets = trial.yardstick.targets
+    answers = Answers(candidate.predict(trial.texts()), parent)
     if not candidate.is_finite():
-        answers = np.full_like(answers, np.nan)
-    verdict = judge(trial.yardstick, answers, rivals)
-    if not np.isfinite(answers).all():
+        answers = Answers(np.full_like(answers.probabilities, np.nan), parent)
+    verdict = judge(trial.yardstick, answers, trial.rivals)
+    if not np.isfinite(answers.probabilities).all():
         return Judgement(verdict, parent, {}, is_best=False)
+    if trial.reference is not None:
+        beside = Answers(candidate.predict(trial.reference.texts()), parent)
+        verdict = _both(verdict, judge(trial.reference.yardstick, beside, trial.reference.rivals))
     decision = parent
     if trial.yardstick.judged_on == HOLD_OUT:
-        decision = choose(targets, answers, parent, precision_floor)
-    found = measures(targets, decision.calibration(answers), decision.thresholds)
-    return Judgement(verdict, decision, found, verdict.accepted and is_better(trial.yardstick, answers, rivals))
+        decision = choose(targets, answers.probabilities, parent, precision_floor)
+    found = measures(targets, decision.calibration(answers.probabilities), decision.thresholds)
+    return Judgement(verdict, decision, found, verdict.accepted and is_better(trial.yardstick, answers, trial.rivals))
+
+
+def _both(verdict: Verdict, beside: Verdict) -> Verdict:
+    if beside.accepted:
+        return verdict
+    reasons = tuple(f"of labels that few held-out comments show: {reason}" for reason in beside.reasons[:-1])
+    return replace(verdict, accepted=False, reasons=(*(() if verdict.accepted else verdict.reasons), *reasons))
 
 
 def training_facts(settings: Settings, plan: TrainingPlan, trained: Trained, classifier: Classifier) -> dict[str, Any]:
@@ -92,6 +127,10 @@ def training_facts(settings: Settings, plan: TrainingPlan, trained: Trained, cla
         "batch_size": plan.batch_size,
         "seed": plan.seed,
         "max_length": settings.max_length,
+        "hold_out": settings.hold_out,
+        "replay": settings.replay,
+        "precision_floor": settings.precision_floor,
+        "corpus": settings.corpus,
         "precision": classifier.precision(),
         "packages": installed_packages(),
     }

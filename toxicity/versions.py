@@ -31,6 +31,7 @@ CARD_JSON_FILE = "model_card.json"
 MANIFEST_FILE = "manifest.json"
 STARTER_NUMBER = 0
 BASE_PROJECT = 0  # not one of Label Studio's: its versions are what other projects start from
+CORPUS_SOURCE = "comments of a corpus"  # in a manifest's training facts: such a version has learned no annotation
 LEFTOVER_SECONDS = 3600
 
 
@@ -225,10 +226,14 @@ class ProjectVersions:
 
     def best(self, number: int) -> int:
         """Return the best version of the line up to a version, as judged on held-out comments; 0 where none is known."""
+        if number == STARTER_NUMBER:
+            return STARTER_NUMBER
         try:
-            return STARTER_NUMBER if number == STARTER_NUMBER else self.manifest(number).best
+            manifest = self.manifest(number)
         except VersionError:
             return STARTER_NUMBER
+        # A rejected version that was put in service by hand begins anew: its rivals were worse in somebody's eyes.
+        return manifest.best if manifest.verdict.accepted else number
 
     def prune(self, keep: int) -> list[int]:
         """Remove all but the newest `keep` accepted versions, the current one and the best; return what was removed.

@@ -12,7 +12,7 @@ import redis
 from toxicity.examples import BEGINNING, ExampleStore
 from toxicity.settings import Settings
 from toxicity.training_queue import TrainingQueue, is_due
-from toxicity.versions import STARTER_NUMBER, ProjectVersions, VersionError
+from toxicity.versions import CORPUS_SOURCE, STARTER_NUMBER, ProjectVersions, VersionError
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,9 @@ class Sweeper:
         versions = ProjectVersions(self._settings.models_dir(), project)
         for number in reversed(versions.numbers()):
             try:
-                return versions.manifest(number).watermark
+                manifest = versions.manifest(number)
+                if manifest.verdict.accepted or manifest.training.get("source") != CORPUS_SOURCE:
+                    return manifest.watermark
             except VersionError as error:
                 logger.error("project %d: %s", project, error)
         return BEGINNING

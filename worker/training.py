@@ -61,7 +61,7 @@ def learn_and_publish(settings: Settings, store: ExampleStore, project: int, loc
     number = versions.next_number()  # before training: a rival run from the same parent gets the same one, and one of them wins
     in_service = versions.current()
     parent = _parent(settings, versions, in_service)
-    attempts = len([newer for newer in set(versions.numbers()) - set(versions.accepted()) if newer > in_service])
+    attempts = _attempts(versions, in_service)
     lesson = next_lesson(settings, store, project, parent.watermark, attempts, seed=number)
     if not lesson.new:
         store.caught_up(project, lesson.watermark)
@@ -70,6 +70,7 @@ def learn_and_publish(settings: Settings, store: ExampleStore, project: int, loc
     trial = begin_trial(lesson.judging, _rivals(settings, versions, parent))
     rate = settings.learning_rate if parent.trained else CORPUS_PLAN.learning_rate  # a fresh head has further to go
     plan = TrainingPlan(settings.train_epochs, rate, seed=number)
+    cast(Classifier, parent.classifier).fold(parent.calibration)  # only now: the live version has answered as it is served
     trained = _train(parent, lesson, plan, lock)
     _report(stage="judging")
     manifest = _manifest(settings, versions, number, parent, lesson, plan, trained, trial)
@@ -142,6 +143,14 @@ def _parent(settings: Settings, versions: ProjectVersions, in_service: int) -> L
     return load_version(settings, versions, STARTER_NUMBER, devices)
 
 
+def _attempts(versions: ProjectVersions, in_service: int) -> int:
+    """How many candidates were rejected since the version in service: the newest one knows, though others may be pruned."""
+    newest = max(versions.numbers(), default=STARTER_NUMBER)
+    if newest <= in_service or newest in versions.accepted():
+        return 0
+    return int(versions.manifest(newest).training.get("attempts", 0)) + 1
+
+
 def _rivals(settings: Settings, versions: ProjectVersions, parent: LoadedVersion) -> list[LoadedVersion]:
     """The live version, and the best so far, so that many small losses do not add up: it must not be worse than either."""
     best = versions.best(parent.number)
@@ -194,7 +203,7 @@ def _manifest(
     trial: Trial,
 ) -> Manifest:
     classifier = cast(Classifier, parent.classifier)
-    decision = Decision(parent.calibration, parent.thresholds)
+    decision = Decision(thresholds=parent.thresholds)  # the calibration is in the head by now
     judgement = end_trial(trial, classifier, decision, settings.precision_floor)
     judgement.measures["training_loss"] = trained.loss
     training = {
@@ -203,6 +212,7 @@ def _manifest(
         "new_examples": len(lesson.new),
         "replayed": len(lesson.replayed),
         "held_out": len(lesson.stopping) + len(lesson.judging),
+        "attempts": _attempts(versions, versions.current()),
         "from_the_beginning": parent.watermark == BEGINNING,
         **training_facts(settings, plan, trained, classifier),
     }
