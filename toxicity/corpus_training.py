@@ -17,7 +17,7 @@ from toxicity.devices import training_devices
 from toxicity.evaluation import measures, targets_of
 from toxicity.examples import BEGINNING
 from toxicity.fine_tuning import CORPUS_PLAN, CORPUS_RECIPE, Progress, TrainingPlan, fine_tune
-from toxicity.judging import begin_trial, end_trial, manifest_of, training_facts
+from toxicity.judging import Judgement, begin_trial, end_trial, manifest_of, training_facts
 from toxicity.labels import LABELS, POSITIVE_WEIGHTS
 from toxicity.loading import load_newest
 from toxicity.manifest import Manifest
@@ -59,11 +59,10 @@ def train_on_corpus(
     trained = fine_tune(classifier, split.training, plan, report, recipe=CORPUS_RECIPE)
     judgement = end_trial(trial, classifier, undo_weights(POSITIVE_WEIGHTS), settings.precision_floor)
     judgement.measures["training_loss"] = trained.loss
-    moved = versions.name(versions.current()) != in_service
-    if judgement.verdict.accepted and (moved or not publish):
-        why = "another version went into service meanwhile" if moved else "--publish was not given"
-        reasons = (*judgement.verdict.reasons, f"kept aside, as {why}")
-        judgement = replace(judgement, verdict=replace(judgement.verdict, accepted=False, reasons=reasons), is_best=False)
+    if versions.name(versions.current()) != in_service:
+        judgement = _kept_aside(judgement, "another version went into service meanwhile")
+    elif not publish:
+        judgement = _kept_aside(judgement, "--publish was not given")
     training = {
         "source": CORPUS_SOURCE,
         "corpus_sha256": split.sha256,
@@ -89,6 +88,14 @@ def train_on_corpus(
     versions.publish(manifest, classifier.weights(), model_cards(manifest, project))
     versions.prune(settings.keep_versions)
     return manifest
+
+
+def _kept_aside(judgement: Judgement, why: str) -> Judgement:
+    verdict = judgement.verdict
+    if not verdict.accepted:
+        return judgement
+    reasons = (*verdict.reasons, f"kept aside, as {why}")
+    return replace(judgement, verdict=replace(verdict, accepted=False, reasons=reasons), is_best=False)
 
 
 def evaluate_on_corpus(
