@@ -59,8 +59,12 @@ def test_every_gpu_is_used_in_float16(tmp_path: Path) -> None:
     assert found == Devices(("GPU:0", "GPU:1", "GPU:2"), FLOAT16)
 
 
-def test_sharing_gpu_memory_harms_nothing_however_often() -> None:
-    assert share_gpu_memory() == share_gpu_memory() == tf.config.list_physical_devices("GPU")
+def test_every_gpu_takes_memory_only_as_it_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[object, bool]] = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [f"{kind}:0", f"{kind}:1"])
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, growth: seen.append((gpu, growth)))
+    assert share_gpu_memory() == ["GPU:0", "GPU:1"]
+    assert seen == [("GPU:0", True), ("GPU:1", True)]
 
 
 def test_one_device_needs_no_strategy() -> None:

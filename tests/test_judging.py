@@ -81,14 +81,14 @@ def spoil(classifier: Classifier) -> None:
     classifier.set_weights({name: np.full_like(value, np.nan) for name, value in classifier.weights().items()})
 
 
-def test_enough_held_out_comments_judge_and_each_rival_answers_them_uncalibrated() -> None:
+def test_enough_held_out_comments_judge_and_each_rival_answers_them_as_it_is_served() -> None:
     rivals = [version("v1", 0.8), version("v2", 0.9)]
     trial = begin_trial(HELD_OUT, rivals)
     assert (trial.comments, trial.texts()) == (HELD_OUT, [comment.text for comment in HELD_OUT])
     assert (trial.yardstick.judged_on, trial.yardstick.held_out) == (HOLD_OUT, 40)
     np.testing.assert_array_equal(trial.yardstick.targets, targets_of(HELD_OUT))
     assert trial.rivals.keys() == {"v1", "v2"}
-    np.testing.assert_array_equal(trial.rivals["v2"].probabilities, Shouting(0.9).predict(trial.texts()))
+    np.testing.assert_array_equal(trial.rivals["v2"].probabilities, PARENT.calibration(Shouting(0.9).predict(trial.texts())))
 
 
 @pytest.mark.parametrize(

@@ -253,3 +253,14 @@ def test_labels_that_were_not_asked_for_and_odd_texts_come_through(project: Proj
     lesson = project.lesson(hold_out=0.0)
     assert lesson.new == [LabelledComment("half \ud83d and 🥖", partly), LabelledComment("nul \x00", KIND)]
     assert np.isnan(np.array([comment.targets for comment in lesson.new], np.float64)).sum() == 3
+
+
+def test_a_corpus_that_cannot_be_read_is_left_out_and_the_annotations_are_learned(
+    project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = tmp_path / "corpus.csv"
+    corpus.write_text("comment_text,toxic\nThe bread is fine.,0\n", encoding="utf-8")
+    project.annotate(range(10))
+    lesson = project.lesson(hold_out=0.0, corpus=str(corpus))
+    assert len(lesson.new) == 10
+    assert f"CORPUS is left out: {corpus}, line 1: no column severe_toxic" in caplog.text

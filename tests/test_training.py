@@ -88,7 +88,8 @@ def tiny_settings(redis_settings: Settings, tiny_encoder: Path, monkeypatch: pyt
 @pytest.fixture
 def project(tiny_settings: Settings, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project that holds nothing out, and whose candidates are accepted however little a network of few numbers learns."""
-    monkeypatch.setattr(toxicity.verdict, "FALLBACK_MARGIN", 1.0)
+    monkeypatch.setattr(toxicity.verdict, "AUC_MARGIN", 1.0)
+    monkeypatch.setattr(toxicity.verdict, "F1_MARGIN", 1.0)
     monkeypatch.setattr(toxicity.verdict, "COLLAPSED_AUC", 0.0)
     return Project(replace(tiny_settings, hold_out=0.0), connection)
 
@@ -131,7 +132,7 @@ def test_the_embedded_classifier_learns_from_its_starter_and_publishes(
     assert manifest.measures["training_loss"] == result["loss"]
     assert 0.8 < manifest.measures["mean_roc_auc"] <= 1
     comments, threat = [f"You {CANARY} number 1"], LABELS.index("threat")
-    before, after = (load_version(project.settings, project.versions, number).classifier.predict(comments) for number in (0, 1))
+    before, after = (load_version(project.settings, project.versions, number).predict(comments) for number in (0, 1))
     assert after[0, threat] > before[0, threat]
 
 

@@ -5,7 +5,9 @@ TensorFlow takes seconds to import, so only the commands that need it import wha
 """
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -240,16 +242,34 @@ def _starter(parsed: argparse.Namespace, settings: Settings) -> int:
 @contextmanager
 def _training_bar(comments: int) -> Iterator["Callable[[Progress], None]"]:
     """A bar of comments trained, with their rate, the loss and the time left."""
-    with tqdm(total=comments, unit=" comments", mininterval=0.5) as bar:
+    with tqdm(total=comments, unit=" comments", mininterval=0.5) as bar, _certain_interrupt() as interrupted:
         mean: float | None = None
 
         def report(progress: "Progress") -> None:
             nonlocal mean
+            if interrupted.is_set():
+                raise KeyboardInterrupt
             mean = progress.loss if mean is None else 0.95 * mean + 0.05 * progress.loss
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
             bar.update(round(comments * progress.step / progress.steps) - bar.n)
 
         yield report
+
+
+@contextmanager
+def _certain_interrupt() -> Iterator[threading.Event]:
+    """Note Ctrl-C: Python drops a KeyboardInterrupt that comes while some callback of a library runs."""
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _print_measures(measures: dict[str, float], thresholds: Any) -> None:

@@ -83,9 +83,8 @@ def begin_trial(held_out: Sequence[LabelledComment], rivals: Sequence[LoadedVers
 
 def _trial(comments: list[LabelledComment], yardstick: Yardstick, rivals: Sequence[LoadedVersion]) -> Trial:
     texts = [comment.text for comment in comments]
-    answers = {
-        rival.name: Answers(rival.classifier.predict(texts), Decision(rival.calibration, rival.thresholds)) for rival in rivals
-    }
+    # Calibrated, as the candidate's head is by then: the same network gets the same answers in both roles.
+    answers = {rival.name: Answers(rival.predict(texts), Decision(thresholds=rival.thresholds)) for rival in rivals}
     return Trial(comments, yardstick, answers)
 
 

@@ -21,6 +21,7 @@ LEAST_FOR_AUC = 5  # positives, and negatives, without which a label's AUC is no
 RESAMPLES = 200
 AUC_MARGIN, F1_MARGIN = 0.02, 0.05  # what may be lost on the reference comments: they are ours, and not the project's
 CONSTANT = 1e-4  # a label whose probabilities vary less says the same of every comment
+CLEARLY = 0.99
 COLLAPSED_AUC, COLLAPSE = 0.55, 0.1  # under it, and so much under what it was
 MARGIN = 1.65  # standard errors: of two equal versions, the newer one is rejected in one case of twenty
 
@@ -94,12 +95,12 @@ def judge(yardstick: Yardstick, candidate: Answers, rivals: Mapping[str, Answers
 
 
 def is_better(yardstick: Yardstick, candidate: Answers, rivals: Mapping[str, Answers]) -> bool:
-    """Whether a candidate's loss on a hold-out is lower than every rival's, be it by chance."""
+    """Whether a candidate's loss on a hold-out is clearly lower than every rival's: by a hundredth."""
     if yardstick.judged_on != HOLD_OUT:
         return False
     everyone = (candidate, *rivals.values())
     ours, *theirs = (float(np.nanmean(each.as_served(yardstick).losses(yardstick.targets))) for each in everyone)
-    return ours < min(theirs, default=float("inf"))
+    return ours < CLEARLY * min(theirs, default=float("inf"))
 
 
 def labels_without_evidence(targets: FloatArray) -> list[str]:

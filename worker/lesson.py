@@ -4,6 +4,7 @@ Not here: how it is learned (toxicity/fine_tuning.py) and what becomes of it (tr
 among those to learn from, whichever task or file it stands in.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from toxicity.examples import ExampleStore, Snapshot
 from toxicity.fine_tuning import replay_indices
 from toxicity.hold_out import is_for_stopping, newly_assigned, place, without_texts
 from toxicity.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 LEAST_REPLAY = 64  # older examples and anchors in a run, whatever it learns: fewer do not hold a network in place
 LEAST_ANCHORS = 32  # of them anchors, however many older examples there are
@@ -80,8 +83,17 @@ def _replayed(
     indices = replay_indices([snapshot.targets[task] for task in older], count, seed)
     replayed = store.comments(project, snapshot, [older[index] for index in indices])
     if settings.corpus:
-        replayed += _drawn(read_corpus(Path(settings.corpus)).comments, count - len(replayed) + LEAST_REPLAY, seed)
+        replayed += _drawn(_corpus(Path(settings.corpus)), count - len(replayed) + LEAST_REPLAY, seed)
     return replayed + _drawn(read_corpus(anchors_file()).comments, max(LEAST_ANCHORS, LEAST_REPLAY - len(replayed)), seed)
+
+
+def _corpus(path: Path) -> list[LabelledComment]:
+    """The corpus, or nothing where it cannot be read: what annotators did is learned all the same."""
+    try:
+        return read_corpus(path).comments
+    except (ValueError, OSError) as error:
+        logger.error("CORPUS is left out: %s", error)
+        return []
 
 
 def _drawn(comments: Sequence[LabelledComment], count: int, seed: int) -> list[LabelledComment]:
