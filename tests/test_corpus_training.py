@@ -61,7 +61,7 @@ def write(file: Path, rows: list[LabelledComment], unscored: int = 0) -> Path:
     with file.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
         writer.writerow(("id", "comment_text", *LABELS))
-        writer.writerows((f"c{row}", comment.text, *map(int, comment.targets)) for row, comment in enumerate(rows))  # type: ignore[arg-type]
+        writer.writerows((f"c{row}", comment.text, *map(int, comment.targets)) for row, comment in enumerate(rows))  # type: ignore[arg-type] # every target is a number here
         writer.writerows((f"u{row}", "not scored", *[-1] * 6) for row in range(unscored))
     return file
 

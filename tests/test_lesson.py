@@ -42,7 +42,7 @@ class Project:
         self.store.apply(Changes(PROJECT, annotations=annotations))
 
     def lesson(self, watermark: str = BEGINNING, attempts: int = 0, seed: int = 1, **changed: object) -> Lesson:
-        return next_lesson(replace(self.settings, **changed), self.store, PROJECT, watermark, attempts, seed)  # type: ignore[arg-type]
+        return next_lesson(replace(self.settings, **changed), self.store, PROJECT, watermark, attempts, seed)  # type: ignore[arg-type] # the arguments are named in each test
 
     def held_out(self) -> set[int]:
         return {task for task, held_out in self.store.sides(PROJECT).items() if held_out}
@@ -88,7 +88,7 @@ def test_an_example_that_changes_stays_on_its_side_whoever_asks(project: Project
 
 def test_a_rival_run_that_assigned_sides_first_is_followed(project: Project, connection: redis.Redis) -> None:
     class Rival(ExampleStore):
-        def assign(self, project: int, sides: dict[int, bool]) -> None:  # type: ignore[override]
+        def assign(self, project: int, sides: dict[int, bool]) -> None:  # type: ignore[override] # the rival writes first
             ExampleStore(connection).assign(project, dict.fromkeys(sides, False) | {3: True})
             super().assign(project, sides)
 

@@ -224,7 +224,7 @@ def test_on_reference_comments_loss_does_not_count_and_the_verdict_says_that_the
     rejected = judge(yardstick, comments.seen(1.0), {"v0": live})
     assert (rejected.accepted, rejected.reasons[-1]) == (False, told)
     assert not [each for each in rejected.reasons if "log loss" in each]
-    assert float(re.fullmatch(WORSE_AUC, rejected.reasons[0])[5]) >= AUC_MARGIN  # type: ignore[index]
+    assert float(re.fullmatch(WORSE_AUC, rejected.reasons[0])[5]) >= AUC_MARGIN  # type: ignore[index] # None would fail too
     assert not is_better(yardstick, comments.seen(4.0), {"v0": live})
 
 

@@ -40,7 +40,9 @@ class Settings:
     hold_out: float = setting(0.2, "Share of a project's examples that is never learned, so that versions are judged on it.")
     precision_floor: float = setting(0.0, "Least precision of a tick that thresholds aim at; 0: the best F1 instead.")
     corpus: str = setting("", "Jigsaw-format CSV of which each training run replays a sample, e.g. the starter's.")
-    keep_versions: int = setting(5, "Versions kept for each project, the live one among them.")
+    keep_versions: int = setting(
+        5, "Accepted versions kept for each project, beside the live and the best one; as many rejected ones."
+    )
     swap_poll: float = setting(2.0, "Seconds between two looks for a newly published version.")
     threads: int = setting(16, "Predictions that are computed at the same time; 8 more may wait, others are answered 503.")
     log_level: str = setting("INFO", "What is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`. Never a comment's text.")
