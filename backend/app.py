@@ -18,7 +18,7 @@ from backend.model import Services, ToxicityModel, build_services
 from toxicity.label_studio import project_id
 from toxicity.labelling_config import LabellingConfigError, LabelStudioError, read_config
 from toxicity.settings import LOG_FORMAT, Settings, settings_from_environment
-from toxicity.versions import BASE_PROJECT, STARTER_NUMBER, ProjectVersions, projects_with_versions
+from toxicity.versions import BASE_PROJECT, STARTER_NUMBER, ProjectVersions, VersionError, projects_with_versions
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,16 @@ def _add_routes(app: Flask, settings: Settings, services: Services) -> None:
         asked = project_id(request.args.get("project"))
         projects = [BASE_PROJECT, *projects_with_versions(settings.models_dir())] if asked is None else [asked]
         lines = [ProjectVersions(settings.models_dir(), project) for project in projects]
-        names = [line.name(number) for line in lines for number in (STARTER_NUMBER, *line.numbers())]
+        names = [name for line in lines for name in _names(line)]
         return jsonify(versions=list(dict.fromkeys(names)))
+
+
+def _names(versions: ProjectVersions) -> list[str]:
+    numbers = versions.numbers()
+    try:
+        return [versions.name(number) for number in (STARTER_NUMBER, *numbers)]
+    except VersionError:  # which base is in service cannot be read: the project's own versions are there all the same
+        return [versions.name(number) for number in numbers]
 
 
 class PredictionSlots:

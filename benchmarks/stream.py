@@ -96,12 +96,14 @@ def redis_server(folder: Path) -> Iterator[redis.Redis]:
     server = subprocess.Popen(redis_server_command(folder), stdout=subprocess.DEVNULL)
     connection = redis.Redis(unix_socket_path=str(socket_path(folder)))
     try:
-        while True:
+        while server.poll() is None:
             try:
                 connection.ping()
                 break
             except redis.RedisError:
                 time.sleep(0.1)
+        else:
+            raise RuntimeError(f"Redis ended with {server.returncode} before it answered; {folder} may be full or not writable.")
         yield connection
     finally:
         server.terminate()
@@ -177,7 +179,7 @@ def print_table(stream: Stream, curves: dict[str, Curve], at_once: Curve) -> Non
     print(f"{'':30} {'AUC':>7} {'trained':>9} {'of retraining':>14} {'first':>7} {'last':>7} {'rejected':>9}")
     for order, curve in curves.items():
         retraining = sum(epochs * annotated for annotated in curve.annotated)
-        first, last = curve.first_batches[FIRST_BATCHES - 1], curve.first_batches[-1]
+        first, last = curve.first_batches[:FIRST_BATCHES][-1], curve.first_batches[-1]
         print(
             f"{order:30} {curve.auc[-1]:7.4f} {curve.trained[-1]:9} {curve.trained[-1] / retraining:14.1%} "
             f"{first:7.4f} {last:7.4f} {curve.rejected:6} of {len(curve.auc)}"

@@ -422,6 +422,15 @@ def test_versions_lists_bases_by_their_names_and_rejected_versions_too(client: F
     assert client.get("/versions?project=0").json == {"versions": ["v0", "base-v1"]}
 
 
+def test_versions_are_listed_where_the_bases_pointer_is_damaged(client: FlaskClient, redis_settings: Settings) -> None:
+    base = ProjectVersions(redis_settings.models_dir(), BASE_PROJECT)
+    for versions in (base, ProjectVersions(redis_settings.models_dir(), 1)):
+        publish(versions, 1)
+    (base.root / "current").write_text("rubbish")
+    assert client.get("/versions").json == {"versions": ["v0", "base-v1", "v1"]}
+    assert client.get("/versions?project=1").json == {"versions": ["v1"]}
+
+
 def test_a_project_without_versions_is_set_up_and_predicted_by_the_base(client: FlaskClient, redis_settings: Settings) -> None:
     publish(ProjectVersions(redis_settings.models_dir(), BASE_PROJECT), 6)
     assert client.post("/setup", json={"project": "1.5"}).json == {"model_version": "base-v6"}

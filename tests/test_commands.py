@@ -74,6 +74,27 @@ def write_csv(path: Path, rude: int, clean: int, upside_down: bool = False) -> P
     return path
 
 
+def test_a_damaged_pointer_is_told_and_the_other_projects_are_listed(
+    capsys: Capture, versions: ProjectVersions, data_dir: Path
+) -> None:
+    another = ProjectVersions(data_dir / "models", 3)
+    publish(another, 1)
+    (another.root / "current").write_text("rubbish")
+    assert main(["versions"]) == 1
+    rows = printed(capsys)
+    assert rows[1].startswith(f"3 DAMAGED: {another.root / 'current'} says 'rubbish', not two numbers: remove it")
+    assert rows[2:4] == ["3 v0 where it starts from", row(another, 1)]
+    assert rows[-1] == f"{row(versions, 3)} <- live"
+
+
+@pytest.mark.parametrize("project", ["-5", "seven", "1.5", ""])
+def test_a_project_that_is_no_number_is_refused(project: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["versions", f"--project={project}"])
+    assert refused.value.code == 2
+    assert f"{project!r} is no project: give its number" in capsys.readouterr().err
+
+
 def test_versions_of_a_fresh_installation_are_only_the_header(capsys: Capture, data_dir: Path) -> None:
     assert main(["versions"]) == 0
     assert printed(capsys) == ["No project has trained yet: v0, the starter, answers for every one."]
@@ -216,7 +237,7 @@ def test_rollback_to_a_version_that_does_not_exist_fails_and_changes_nothing(ver
         (["rollback", "--project", "7"], "the following arguments are required: version"),
         (["rollback", "newest", "--project", "7"], "'newest' is no version: give one like v3"),
         (["starter"], "the following arguments are required: corpus"),
-        (["versions", "--project", "x"], "--project: invalid int value: 'x'"),
+        (["versions", "--project", "x"], "'x' is no project: give its number"),
     ],
 )
 def test_a_command_typed_wrong_is_explained_with_exit_code_2(arguments: list[str], reason: str, capsys: Capture) -> None:
@@ -255,13 +276,6 @@ def test_a_manifest_that_cannot_be_read_is_told_in_its_row(versions: ProjectVers
 def test_rollback_of_a_project_that_never_trained_is_refused(capsys: Capture, data_dir: Path) -> None:
     assert main(["rollback", "v0", "--project", "999"]) == 1
     expected = f"toxicity: project 999 has no versions in {data_dir / 'models'}; these have: none. Say --project.\n"
-    assert capsys.readouterr().err == expected
-
-
-def test_a_pointer_that_cannot_be_read_is_told_with_exit_code_1(versions: ProjectVersions, capsys: Capture) -> None:
-    (versions.root / "current").write_text("garbage")
-    assert main(["versions"]) == 1
-    expected = f"toxicity: {versions.root}/current says 'garbage', not two numbers: remove it to serve the newest version.\n"
     assert capsys.readouterr().err == expected
 
 

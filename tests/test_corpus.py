@@ -117,6 +117,39 @@ def test_a_label_that_is_neither_0_nor_1_is_named_with_line_and_column(file: Pat
     assert f"train.csv, line 4, column threat: {value!r} is neither 0 nor 1" in message
 
 
+def test_a_wrong_label_is_named_even_where_another_says_that_the_row_was_not_scored(file: Path) -> None:
+    message = refusal(file, HEADER + "1,kind,-1,-1,-1,7,-1,-1\n")
+    assert "train.csv, line 2, column threat: '7' is neither 0 nor 1 (nor -1: not scored)" in message
+
+
+def test_a_column_that_is_there_twice_is_named(file: Path) -> None:
+    assert "line 1: the column toxic is there 2 times" in refusal(file, HEADER.replace("\n", ",toxic\n") + "1,a,0,0,0,0,0,0,1\n")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_another_separator_is_recognized(file: Path, separator: str) -> None:
+    message = refusal(file, (HEADER + "1,a,0,0,0,0,0,0\n").replace(",", separator))
+    assert "Separate the columns by commas as in the Jigsaw" in message
+
+
+def test_an_id_with_two_sets_of_labels_is_named(file: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "test_labels.csv"
+    file.write_text("id,comment_text\na,first\n")
+    labels.write_text(HEADER.replace("comment_text,", "") + "a,0,0,0,0,0,0\na,0,0,0,0,0,0\n")
+    assert len(read_corpus(file, labels).comments) == 1
+    labels.write_text(HEADER.replace("comment_text,", "") + "a,0,0,0,0,0,0\na,1,0,0,0,0,0\n")
+    with pytest.raises(ValueError, match=r"test_labels\.csv, line 3, column id: 'a' came before with other labels\.$"):
+        read_corpus(file, labels)
+
+
+def test_a_corpus_that_is_held_out_as_a_whole_is_refused(file: Path, tmp_path: Path) -> None:
+    validate = tmp_path / "validate.csv"
+    for path in (file, validate):
+        path.write_text(HEADER + "1,Good bread,0,0,0,0,0,0\n")
+    with pytest.raises(ValueError, match=r"train\.csv: nothing to train on, as all its 1 comments are held out too"):
+        split_corpus(file, validate)
+
+
 def test_a_value_in_a_message_is_cut_short(file: Path) -> None:
     message = refusal(file, HEADER + f"1,kind,{'y' * 1000},0,0,0,0,0\n")
     assert f"column toxic: {'y' * 40!r} is neither" in message

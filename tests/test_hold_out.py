@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toxicity.comments import LabelledComment
-from toxicity.hold_out import STOPPING_SHARE, Targets, is_for_stopping, newly_assigned, place, stratum, without_texts
+from toxicity.hold_out import (
+    STOPPING_SHARE,
+    Targets,
+    is_for_stopping,
+    newly_assigned,
+    newly_assigned_by_text,
+    place,
+    stratum,
+    text_hash,
+    without_texts,
+)
 
 PROJECT = 7
 CLEAN: Targets = (0.0,) * 6
@@ -61,6 +71,25 @@ def test_an_example_that_changes_its_labels_stays_on_its_side(
     assert newly_assigned(PROJECT, changed, sides, share) == {}
 
 
+@given(EXAMPLES, EXAMPLES, SHARES, st.integers(1, 30))
+def test_tasks_with_one_text_are_on_one_side_whenever_they_come(
+    first: dict[int, Targets], later: dict[int, Targets], share: float, different: int
+) -> None:
+    texts = {task: task % different for task in first | later}
+    sides = newly_assigned_by_text(PROJECT, first, texts, {}, share)
+    assert sides.keys() == first.keys()
+    sides |= newly_assigned_by_text(PROJECT, first | later, texts, sides, share)
+    assert sides.keys() == (first | later).keys()
+    for text in set(texts.values()):
+        assert len({side for task, side in sides.items() if texts[task] == text}) == 1
+
+
+@given(EXAMPLES, SHARES)
+def test_where_every_text_is_different_the_task_alone_decides(examples: dict[int, Targets], share: float) -> None:
+    alone = {task: task for task in examples}
+    assert newly_assigned_by_text(PROJECT, examples, alone, {}, share) == newly_assigned(PROJECT, examples, {}, share)
+
+
 @given(EXAMPLES, st.integers(1, 40))
 def test_a_share_of_nothing_holds_out_nothing(examples: dict[int, Targets], portion: int) -> None:
     assert not any(assign_in_portions(examples, 0.0, portion).values())
@@ -110,3 +139,4 @@ def test_a_text_is_the_same_whatever_its_case_and_white_space() -> None:
     comments = [LabelledComment(text, TOXIC) for text in [*same, *others]]
     assert [comment.text for comment in without_texts(comments, held_out)] == others
     assert without_texts(comments, []) == comments
+    assert [text_hash(text) == text_hash("good bread, strasse") for text in [*same[:2], *others]] == [True] * 2 + [False] * 4

@@ -55,7 +55,7 @@ def project(settings: Settings, connection: redis.Redis) -> Project:
 
 def tasks(comments: Sequence[LabelledComment]) -> list[int]:
     """The tasks that comments stand in; those of the project are numbered in their text, anchors are not."""
-    return [int(comment.text.split()[-1]) for comment in comments if "sausage" in comment.text]
+    return [int(comment.text.split()[-1]) for comment in comments if "sausage" in comment.text.lower()]
 
 
 def test_a_fifth_is_held_out_and_everything_else_is_learned(project: Project) -> None:
@@ -133,6 +133,31 @@ def test_a_text_that_is_held_out_is_learned_from_no_other_task_and_no_file(
     replayed = [comment.text for comment in lesson.replayed]
     assert "A silly sausage in the corpus 300" in replayed
     assert learned in [comment.text for comment in lesson.new]
+
+
+def test_the_text_of_a_learned_example_is_not_held_out_in_another_task(project: Project) -> None:
+    project.annotate(range(60))
+    first = project.lesson()
+    texts = {task: f"You silly sausage number {task}" for task in range(60)}
+    for task in range(60):
+        project.annotate([1000 + task], text=texts[task].upper())
+    project.lesson(first.watermark)
+    assert project.held_out() == {twin for task in project.held_out() if task < 60 for twin in (task, 1000 + task)}
+    assert 0 < len(project.held_out()) < 60
+
+
+def test_what_is_held_out_beyond_what_judges_is_not_learned_elsewhere_either(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.lesson, "MOST_HELD_OUT", 3)
+    project.annotate(range(100))
+    project.lesson()
+    twins = sorted(project.held_out())
+    for task in twins:
+        project.annotate([1000 + task], text=f"You silly SAUSAGE number {task}")
+        project.store.assign(PROJECT, {1000 + task: False})
+    assert len(twins) > 10
+    assert not set(tasks(project.lesson().new)) & set(twins)
 
 
 def test_new_ones_are_beside_older_ones_and_anchors_that_are_at_least_so_many(project: Project) -> None:

@@ -5,24 +5,17 @@ TensorFlow takes seconds to import, so only the commands that need it import wha
 """
 
 import argparse
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from toxicity.corpus import read_comments, read_corpus, require_writable, split_corpus
-from toxicity.labels import LABELS
 from toxicity.settings import EMBEDDED, Settings, quiet_tensorflow, settings_from_environment, settings_table
+from toxicity.terminal import print_measures, shown, training_bar
 from toxicity.versions import BASE_PROJECT, STARTER_NUMBER, ProjectVersions, VersionError, projects_with_versions
-
-if TYPE_CHECKING:
-    from toxicity.fine_tuning import Progress
 
 INTERRUPTED = 130
 PROJECT_HELP = "the Label Studio project; without it, the base: what projects start from"
@@ -59,27 +52,27 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--validate", type=Path, help="CSV to judge it on; without it, a tenth of the corpus is held out")
     train.add_argument("--epochs", type=_at_least_one, help="passes over the corpus")
     train.add_argument("--publish", action="store_true", help="put it in service if it is not worse than the live version")
-    train.add_argument("--project", type=int, default=BASE_PROJECT, help=PROJECT_HELP)
+    train.add_argument("--project", type=_project, default=BASE_PROJECT, help=PROJECT_HELP)
     evaluate = command("evaluate", _evaluate, "measure the live version on a Jigsaw-format CSV")
     evaluate.add_argument("corpus", type=Path, help="CSV with comment_text and the six labels")
     evaluate.add_argument(
         "--labels", type=Path, help="CSV with the labels by id, e.g. test_labels.csv to the challenge's test.csv"
     )
-    evaluate.add_argument("--project", type=int, default=BASE_PROJECT, help=PROJECT_HELP)
+    evaluate.add_argument("--project", type=_project, default=BASE_PROJECT, help=PROJECT_HELP)
     predict = command(
         "predict", _predict, "write the live version's probabilities for a CSV, in the challenge's submission format"
     )
     predict.add_argument("comments", type=Path, help="CSV with comment_text, and id if it has one")
     predict.add_argument("-o", "--output", type=Path, required=True, help="CSV to write: id and six probabilities")
-    predict.add_argument("--project", type=int, default=BASE_PROJECT, help=PROJECT_HELP)
+    predict.add_argument("--project", type=_project, default=BASE_PROJECT, help=PROJECT_HELP)
     versions = command("versions", _versions, "list the versions of every project")
-    versions.add_argument("--project", type=int, help="only this Label Studio project")
+    versions.add_argument("--project", type=_project, help="only this Label Studio project")
     rollback = command("rollback", _rollback, "put an older version in service; every process swaps to it by itself")
     rollback.add_argument("version", type=version, help="e.g. v3, or base-v1; v0 is what the project started from")
-    rollback.add_argument("--project", type=int, default=BASE_PROJECT, help=PROJECT_HELP)
+    rollback.add_argument("--project", type=_project, default=BASE_PROJECT, help=PROJECT_HELP)
     prune = command("prune", _prune, "remove all but the newest versions, the live one and the best")
     prune.add_argument("--keep", type=_at_least_one, help="how many of the newest are kept (KEEP_VERSIONS)")
-    prune.add_argument("--project", type=int, help="only this Label Studio project")
+    prune.add_argument("--project", type=_project, help="only this Label Studio project")
     starter = command("starter", _starter, "make the starter from a Jigsaw-format CSV")
     starter.add_argument("corpus", type=Path, help="CSV with comment_text and the six labels")
     starter.add_argument("--validate", type=Path, help="CSV to measure it on; without it, a tenth of the corpus is held out")
@@ -92,6 +85,12 @@ def version(text: str) -> tuple[int, bool]:
     if not number.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no version: give one like v3, or v0 for what the project started from")
     return int(number), text.startswith("base-")
+
+
+def _project(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no project: give its number, as in Label Studio's address bar")
+    return int(text)
 
 
 def _at_least_one(text: str) -> int:
@@ -118,9 +117,9 @@ def _train(parsed: argparse.Namespace, settings: Settings) -> int:
     from toxicity.fine_tuning import CORPUS_PLAN
 
     plan = CORPUS_PLAN if parsed.epochs is None else replace(CORPUS_PLAN, epochs=parsed.epochs)
-    with _training_bar(plan.epochs * len(split.training)) as report:
+    with training_bar(plan.epochs * len(split.training)) as report:
         manifest = train_on_corpus(settings, split, parsed.project, publish=parsed.publish, plan=plan, report=report)
-    _print_measures(manifest.measures, manifest.thresholds)
+    print_measures(manifest.measures, manifest.thresholds)
     versions = ProjectVersions(settings.models_dir(), parsed.project)
     reasons = "; ".join(manifest.verdict.reasons)
     if manifest.verdict.accepted:
@@ -137,7 +136,7 @@ def _evaluate(parsed: argparse.Namespace, settings: Settings) -> int:
 
     live, measures = evaluate_on_corpus(settings, corpus.comments, parsed.project)
     print(f"{live.name} on {len(corpus.comments)} comments of {parsed.corpus}, {corpus.left_out} left out (not scored)")
-    _print_measures(measures, live.thresholds)
+    print_measures(measures, live.thresholds)
     return 0
 
 
@@ -167,14 +166,22 @@ def _versions(parsed: argparse.Namespace, settings: Settings) -> int:
         end="",
     )
     print("  verdict")
+    code = 0
     for project in projects:
         versions = ProjectVersions(settings.models_dir(), project)
-        current = versions.current()
         whose = "base" if project == BASE_PROJECT else str(project)
+        current: int | None = None
+        try:
+            current = versions.current()
+            beginning = versions.name(STARTER_NUMBER)
+        except VersionError as error:  # the others are listed all the same
+            print(f"{whose:>7}  DAMAGED: {error}")
+            beginning, code = "v0", 1
         for number in (STARTER_NUMBER, *versions.numbers()):
             live = "  <- live" if number == current else ""
-            print(f"{whose:>7}  {versions.name(number):9} {_described(versions, number)}{live}")
-    return 0
+            name = versions.name(number) if number else beginning
+            print(f"{whose:>7}  {name:9} {_described(versions, number)}{live}")
+    return code
 
 
 def _described(versions: ProjectVersions, number: int) -> str:
@@ -184,7 +191,7 @@ def _described(versions: ProjectVersions, number: int) -> str:
         manifest = versions.manifest(number)
     except VersionError as error:
         return f"DAMAGED: {error}"
-    auc, loss = (_shown(manifest.measures.get(name), 6) for name in ("mean_roc_auc", "log_loss"))
+    auc, loss = (shown(manifest.measures.get(name), 6) for name in ("mean_roc_auc", "log_loss"))
     megabytes, checksum = versions.size(number) / 1e6, manifest.files["weights.safetensors"][:12]
     verdict = "accepted" if manifest.verdict.accepted else "REJECTED"
     judged = (
@@ -232,57 +239,11 @@ def _starter(parsed: argparse.Namespace, settings: Settings) -> int:
     from toxicity.starter import make_starter, starter_file
 
     classifier = build_classifier(EMBEDDED, settings.data_dir, settings.max_length, training_devices())
-    with _training_bar(CORPUS_PLAN.epochs * len(split.training)) as report:
+    with training_bar(CORPUS_PLAN.epochs * len(split.training)) as report:
         decision, measures = make_starter(classifier, split, starter_file(), report)
-    _print_measures(measures, decision.thresholds)
+    print_measures(measures, decision.thresholds)
     print(f"{starter_file()} written, {starter_file().stat().st_size:,} bytes")
     return 0
-
-
-@contextmanager
-def _training_bar(comments: int) -> Iterator["Callable[[Progress], None]"]:
-    """A bar of comments trained, with their rate, the loss and the time left."""
-    with tqdm(total=comments, unit=" comments", mininterval=0.5) as bar, _certain_interrupt() as interrupted:
-        mean: float | None = None
-
-        def report(progress: "Progress") -> None:
-            nonlocal mean
-            if interrupted.is_set():
-                raise KeyboardInterrupt
-            mean = progress.loss if mean is None else 0.95 * mean + 0.05 * progress.loss
-            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-            bar.update(round(comments * progress.step / progress.steps) - bar.n)
-
-        yield report
-
-
-@contextmanager
-def _certain_interrupt() -> Iterator[threading.Event]:
-    """Note Ctrl-C: Python drops a KeyboardInterrupt that comes while some callback of a library runs."""
-    interrupted = threading.Event()
-
-    def interrupt(number: int, frame: object) -> None:
-        interrupted.set()
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _print_measures(measures: dict[str, float], thresholds: Any) -> None:
-    print(f"\n{'':14} {'ROC AUC':>8} {'F1':>8} {'precision':>9} {'recall':>8} {'positives':>9} {'threshold':>9}")
-    for label, threshold in zip(LABELS, thresholds, strict=True):
-        auc, f1, precision, recall = (measures.get(f"{label}.{name}") for name in ("roc_auc", "f1", "precision", "recall"))
-        values = f"{_shown(auc, 8)} {_shown(f1, 8)} {_shown(precision, 9)} {_shown(recall, 8)}"
-        print(f"{label:14} {values} {measures.get(f'{label}.positives', 0):9.0f} {threshold:9.3f}")
-    print(f"{'mean':14} {_shown(measures.get('mean_roc_auc'), 8)}    log loss {_shown(measures.get('log_loss'), 0)}\n")
-
-
-def _shown(value: float | None, width: int) -> str:
-    return f"{'-':>{width}}" if value is None else f"{value:{width}.4f}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toxicity.comments import LabelledComment
-from toxicity.hold_out import newly_assigned, text_key, without_texts
+from toxicity.hold_out import newly_assigned, text_hash, without_texts
 from toxicity.labels import LABELS
 
 ID_COLUMN = "id"
@@ -90,15 +91,30 @@ def split_corpus(train: Path, validate: Path | None) -> CorpusSplit:
     """
     corpus = read_corpus(train)
     digest = hashlib.sha256(train.read_bytes()).hexdigest()
+    left_out = corpus.left_out
     if validate is not None:
         validation = read_corpus(validate)
-        training = without_texts(corpus.comments, validation.comments)
-        return CorpusSplit(training, validation.comments, corpus.left_out + validation.left_out, digest)
-    # By text, so that a comment is on the same side wherever in the file it stands, and in the next release of it too.
-    keys = [text_key(comment) for comment in corpus.comments]
-    sides = newly_assigned(0, dict(zip(keys, (comment.targets for comment in corpus.comments), strict=True)), {}, HELD_OUT_SHARE)
-    kept = [[comment for key, comment in zip(keys, corpus.comments, strict=True) if sides[key] is side] for side in (False, True)]
-    return CorpusSplit(without_texts(kept[0], kept[1]), kept[1], corpus.left_out, digest)
+        training, held_out = corpus.comments, validation.comments
+        left_out += validation.left_out
+    else:
+        training, held_out = _by_text(corpus.comments)
+    training = without_texts(training, held_out)
+    if not training:
+        raise ValueError(
+            f"{train}: nothing to train on, as all its {len(corpus.comments)} comments are held out too. Give others."
+        )
+    return CorpusSplit(training, held_out, left_out, digest)
+
+
+def _by_text(comments: Sequence[LabelledComment]) -> tuple[list[LabelledComment], list[LabelledComment]]:
+    """By text, so that a comment is on the same side wherever in the file it stands, and in the next release of it too."""
+    hashes = [text_hash(comment.text) for comment in comments]
+    targets = dict(zip(hashes, (comment.targets for comment in comments), strict=True))
+    sides = newly_assigned(0, targets, {}, HELD_OUT_SHARE)
+    first, second = (
+        [comment for each, comment in zip(hashes, comments, strict=True) if sides[each] is side] for side in (False, True)
+    )
+    return first, second
 
 
 def read_comments(path: Path) -> tuple[list[str], list[str]]:
@@ -139,7 +155,12 @@ def write_submission(path: Path, ids: Sequence[str], probabilities: npt.NDArray[
 
 
 def _labels_by_id(path: Path) -> Mapping[str, tuple[float, ...] | None]:
-    return {row[ID_COLUMN]: _targets(path, line, row) for line, row in _rows(path, (ID_COLUMN, *LABELS))}
+    labelled: dict[str, tuple[float, ...] | None] = {}
+    for line, row in _rows(path, (ID_COLUMN, *LABELS)):
+        targets = _targets(path, line, row)
+        if labelled.setdefault(row[ID_COLUMN], targets) != targets:
+            raise ValueError(f"{path}, line {line}, column {ID_COLUMN}: {row[ID_COLUMN][:40]!r} came before with other labels.")
+    return labelled
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -152,10 +173,14 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
         found = list(reader.fieldnames or [])
         missing = [_missing(column, found) for column in columns if column not in found]
         if missing:
+            hint = "Separate the columns by commas" if len(found) == 1 and re.search("[;\t]", found[0]) else "Name the columns"
             raise ValueError(
-                f"{path}, line 1: no column {', '.join(missing)}; found {', '.join(found) or 'nothing'}. The columns have to be "
-                "named as in the Jigsaw Toxic Comment Classification Challenge's train.csv."
+                f"{path}, line 1: no column {', '.join(missing)}; found {', '.join(found) or 'nothing'}. {hint} as in the Jigsaw "
+                "Toxic Comment Classification Challenge's train.csv."
             )
+        doubled = [column for column in columns if found.count(column) > 1]
+        if doubled:
+            raise ValueError(f"{path}, line 1: the column {doubled[0]} is there {found.count(doubled[0])} times: leave one.")
         line = reader.line_num + 1
         for row in reader:
             if None in row:
@@ -185,9 +210,9 @@ def _missing(column: str, found: Sequence[str]) -> str:
 
 def _targets(path: Path, line: int, row: Mapping[str, str]) -> tuple[float, ...] | None:
     values = [row[label].strip() for label in LABELS]
+    for label, value in zip(LABELS, values, strict=True):
+        if value not in ("0", "1", NOT_SCORED):
+            raise ValueError(f"{path}, line {line}, column {label}: {value[:40]!r} is neither 0 nor 1 (nor -1: not scored).")
     if NOT_SCORED in values:
         return None
-    for label, value in zip(LABELS, values, strict=True):
-        if value not in ("0", "1"):
-            raise ValueError(f"{path}, line {line}, column {label}: {value[:40]!r} is neither 0 nor 1.")
     return tuple(float(value) for value in values)

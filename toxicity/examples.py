@@ -5,13 +5,14 @@ of events; a version's watermark is the id of the last event that it has learned
 annotation and the request to train on it are written together or not at all.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
 
 from toxicity.comments import LabelledComment
+from toxicity.hold_out import text_hash
 from toxicity.label_studio import Annotation, Changes
 from toxicity.labels import LABELS
 
@@ -241,16 +242,22 @@ class ExampleStore:
 
         Left out is what nothing can be learned from: blank comments, ones deleted meanwhile, and where every vote is tied.
         """
-        texts: list[bytes | None] = []
-        for start in range(0, len(tasks), TEXTS_AT_ONCE):
-            wanted = [str(task) for task in tasks[start : start + TEXTS_AT_ONCE]]
-            texts.extend(cast(list[bytes | None], self._redis.hmget(self._keys(project)[1], wanted)))
-        pairs = [(task, text.decode("utf-8", "surrogatepass")) for task, text in zip(tasks, texts, strict=True) if text]
         return [
             LabelledComment(text, snapshot.targets[task])
-            for task, text in pairs
+            for task, text in self._texts(project, tasks)
             if text.strip() and any(target is not None for target in snapshot.targets[task])
         ]
+
+    def text_hashes(self, project: int, tasks: Sequence[int]) -> dict[int, int]:
+        """Return for each task a number: the same for tasks with the same text (hold_out.text_hash), its own for one without."""
+        alone = {task: -1 - task for task in tasks}
+        return alone | {task: text_hash(text) for task, text in self._texts(project, tasks)}
+
+    def _texts(self, project: int, tasks: Sequence[int]) -> Iterator[tuple[int, str]]:
+        for start in range(0, len(tasks), TEXTS_AT_ONCE):
+            portion = tasks[start : start + TEXTS_AT_ONCE]
+            texts = cast(list[bytes | None], self._redis.hmget(self._keys(project)[1], [str(task) for task in portion]))
+            yield from ((task, text.decode("utf-8", "surrogatepass")) for task, text in zip(portion, texts, strict=True) if text)
 
 
 def _record_arguments(annotations: Iterable[Annotation]) -> Iterable[object]:

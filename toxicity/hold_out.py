@@ -40,6 +40,18 @@ def newly_assigned(project: int, examples: Mapping[int, Targets], held_out: Mapp
     return assigned
 
 
+def newly_assigned_by_text(
+    project: int, examples: Mapping[int, Targets], text_hashes: Mapping[int, int], held_out: Mapping[int, bool], share: float
+) -> dict[int, bool]:
+    """Return the same as newly_assigned, except that tasks with one text are on one side: that of the first to have one."""
+    first: dict[int, int] = {}
+    for task in sorted(examples, key=lambda task: (task not in held_out, place(project, task))):
+        first.setdefault(text_hashes[task], task)
+    apart = {task: targets for task, targets in examples.items() if task in held_out or first[text_hashes[task]] == task}
+    sides = {**held_out, **newly_assigned(project, apart, held_out, share)}
+    return {task: sides[first[text_hashes[task]]] for task in examples if task not in held_out}
+
+
 def stratum(targets: Targets) -> str:
     """Return the rarest label that an example has, or 'clean'."""
     return next((label for label in RAREST_FIRST if targets[LABELS.index(label)] == 1), "clean")
@@ -52,13 +64,13 @@ def is_for_stopping(project: int, task: int) -> bool:
 
 def without_texts(comments: Sequence[LabelledComment], held_out: Sequence[LabelledComment]) -> list[LabelledComment]:
     """Return the comments whose text, case and white space aside, is that of no held-out one."""
-    hidden = {text_key(comment) for comment in held_out}
-    return [comment for comment in comments if text_key(comment) not in hidden]
+    hidden = {text_hash(comment.text) for comment in held_out}
+    return [comment for comment in comments if text_hash(comment.text) not in hidden]
 
 
-def text_key(comment: LabelledComment) -> int:
-    """Return a number for a comment's text, the same for texts that differ in case and white space alone."""
-    text = " ".join(comment.text.split()).casefold()
+def text_hash(text: str) -> int:
+    """Return a number for a text, the same for texts that differ in case and white space alone."""
+    text = " ".join(text.split()).casefold()
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8])
 
 

@@ -78,7 +78,9 @@ def make_starter(
         "slopes": json.dumps(decision.calibration.slopes),
         "offsets": json.dumps(decision.calibration.offsets),
     }
-    file.write_bytes(save(kept, metadata))
+    aside = file.with_name(f".{file.name}")  # a starter that is half written would serve every fresh install
+    aside.write_bytes(save(kept, metadata))
+    aside.replace(file)
     return decision, measures(targets, decision.calibration(answers), decision.thresholds)
 
 

@@ -13,7 +13,7 @@ from toxicity.comments import LabelledComment
 from toxicity.corpus import anchors_file, read_corpus
 from toxicity.examples import ExampleStore, Snapshot
 from toxicity.fine_tuning import replay_indices
-from toxicity.hold_out import is_for_stopping, newly_assigned, place, without_texts
+from toxicity.hold_out import is_for_stopping, newly_assigned_by_text, place, without_texts
 from toxicity.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -45,30 +45,34 @@ def next_lesson(settings: Settings, store: ExampleStore, project: int, watermark
     while True:
         snapshot = store.snapshot(project, watermark, at_most=at_most)
         sides = _sides(settings, store, project, snapshot)
-        stopping, judging = _held_out(store, project, snapshot, sides)
+        stopping, judging, unused = _held_out(store, project, snapshot, sides)
+        held_out = stopping + judging + unused
         changed = sorted(task for task in snapshot.changed if not sides[task])
-        new = without_texts(store.comments(project, snapshot, changed), stopping + judging)
+        new = without_texts(store.comments(project, snapshot, changed), held_out)
         if new or snapshot.watermark == watermark:
             break
         watermark = snapshot.watermark
-    replayed = without_texts(_replayed(settings, store, project, snapshot, sides, seed), stopping + judging)
+    replayed = without_texts(_replayed(settings, store, project, snapshot, sides, seed), held_out)
     return Lesson(snapshot.watermark, new, replayed, stopping, judging)
 
 
 def _held_out(
     store: ExampleStore, project: int, snapshot: Snapshot, sides: dict[int, bool]
-) -> tuple[list[LabelledComment], list[LabelledComment]]:
-    held_out = sorted((task for task in snapshot.targets if sides[task]), key=lambda task: place(project, task))[:MOST_HELD_OUT]
-    stopping = store.comments(project, snapshot, [task for task in held_out if is_for_stopping(project, task)])
-    judging = store.comments(project, snapshot, [task for task in held_out if not is_for_stopping(project, task)])
-    return stopping, judging
+) -> tuple[list[LabelledComment], list[LabelledComment], list[LabelledComment]]:
+    """What tells when to stop, what judges, and what is more than is needed for either but is not learned all the same."""
+    held_out = sorted((task for task in snapshot.targets if sides[task]), key=lambda task: place(project, task))
+    used, unused = held_out[:MOST_HELD_OUT], held_out[MOST_HELD_OUT:]
+    stopping = [task for task in used if is_for_stopping(project, task)]
+    judging = [task for task in used if not is_for_stopping(project, task)]
+    first, second, third = (store.comments(project, snapshot, tasks) for tasks in (stopping, judging, unused))
+    return first, second, third
 
 
 def _sides(settings: Settings, store: ExampleStore, project: int, snapshot: Snapshot) -> dict[int, bool]:
     sides = store.sides(project)
-    assigned = newly_assigned(project, snapshot.targets, sides, settings.hold_out)
-    if assigned:
-        store.assign(project, assigned)
+    if snapshot.targets.keys() - sides.keys():
+        text_hashes = store.text_hashes(project, list(snapshot.targets))
+        store.assign(project, newly_assigned_by_text(project, snapshot.targets, text_hashes, sides, settings.hold_out))
         sides = store.sides(project)  # a rival run may have been first
     return sides
 
