@@ -38,7 +38,7 @@ starter: .venv/installed ## make the starter weights: make starter DATA=train.cs
 	@test -n "$(DATA)" || { echo "Say which Jigsaw-format CSV to learn from: make starter DATA=train.csv"; exit 2; }
 	$(BIN)/python -m toxicity starter $(DATA) $(if $(VALIDATE),--validate $(VALIDATE))
 
-quality: .venv/installed-dev ## how well it learns: make quality DATA=train.csv VALIDATE=validation.csv [OPTIONS="--variants all"]
+quality: .venv/installed-dev ## how well it learns: make quality DATA=train.csv VALIDATE=validation.csv [OPTIONS="--variants ''"]
 	@test -n "$(DATA)" -a -n "$(VALIDATE)" || { echo "Say which Jigsaw-format CSVs: make quality DATA=train.csv VALIDATE=validation.csv"; exit 2; }
 	$(BIN)/python -m benchmarks.quality $(DATA) $(VALIDATE) $(OPTIONS)
 

@@ -27,7 +27,7 @@ from toxicity.devices import training_devices
 from toxicity.encoder import embedded_saved_model
 from toxicity.evaluation import roc_aucs, targets_of
 from toxicity.examples import ExampleStore
-from toxicity.fine_tuning import CORPUS_PLAN, CORPUS_RECIPE, fine_tune
+from toxicity.fine_tuning import CORPUS_PLAN, corpus_recipe, fine_tune, positive_weights
 from toxicity.label_studio import Annotation, Changes
 from toxicity.labels import confidence
 from toxicity.loading import load_newest
@@ -122,6 +122,8 @@ def simulate(settings: Settings, store: ExampleStore, project: int, stream: Stre
         waiting = [task for task in waiting if task not in set(batch)]
         annotate(store, project, stream, batch)
         outcome = learn_and_publish(settings, store, project)
+        if "examples" not in outcome:  # all of the batch is held out
+            continue
         newest = versions.manifest(max(versions.numbers()))
         live = load_newest(settings, versions)
         first += batch if len(curve.auc) < FIRST_BATCHES else []
@@ -157,7 +159,7 @@ def least_confident(live: LoadedVersion, stream: Stream, candidates: Sequence[in
 def train_at_once(settings: Settings, stream: Stream) -> Curve:
     """Train once on everything, as `python -m toxicity train` does."""
     classifier = build_classifier(settings.encoder, settings.data_dir, settings.max_length, training_devices())
-    trained = fine_tune(classifier, stream.comments, CORPUS_PLAN, recipe=CORPUS_RECIPE)
+    trained = fine_tune(classifier, stream.comments, CORPUS_PLAN, recipe=corpus_recipe(positive_weights(stream.comments)))
     auc = mean_auc(classifier.predict(texts(stream.validation)), stream.validation)
     return Curve([len(stream.comments)], [len(stream.comments) * trained.epochs], [auc], [float("nan")])
 

@@ -170,7 +170,9 @@ def test_rollback_without_a_project_is_that_of_the_base(
 
 def test_rollback_without_a_project_says_where_versions_are(versions: ProjectVersions, data_dir: Path, capsys: Capture) -> None:
     assert main(["rollback", "v1"]) == 1
-    expected = f"toxicity: the base has no versions in {data_dir / 'models'}; these have: 7. Say --project.\n"
+    expected = (
+        f"toxicity: the base has no versions in {data_dir / 'models'}; there are those of project 7; say which by --project.\n"
+    )
     assert capsys.readouterr() == ("", expected)
     assert versions.current() == 3
 
@@ -192,9 +194,9 @@ def test_prune_removes_all_but_the_newest_the_live_one_and_the_best(
     assert main(["prune", "--keep", "1", "--project", "7"]) == 0
     assert printed(capsys) == ["project 7: removed v1, v3; kept v2, v4"]
     assert main(["prune"]) == 0
-    assert printed(capsys) == ["project 0: removed nothing; kept base-v1", "project 7: removed nothing; kept v2, v4"]
+    assert printed(capsys) == ["the base: removed nothing; kept base-v1", "project 7: removed nothing; kept v2, v4"]
     assert main(["prune", "--project", "8"]) == 0
-    assert printed(capsys) == ["project 8: removed nothing; kept nothing"]
+    assert printed(capsys) == [f"There are no versions in {versions.root.parent} to remove."]
 
 
 def test_prune_keeps_as_many_as_the_setting_says(
@@ -218,7 +220,10 @@ def test_after_a_rollback_to_the_starter_versions_still_marks_what_is_in_service
 
 def test_rollback_to_a_version_that_does_not_exist_fails_and_changes_nothing(versions: ProjectVersions, capsys: Capture) -> None:
     assert main(["rollback", "v9", "--project", "7"]) == 1
-    assert capsys.readouterr() == ("", "toxicity: Project 7 has no version 9; it has [1, 2, 3], and 0, its beginning.\n")
+    assert capsys.readouterr() == (
+        "",
+        "toxicity: There is no version v9; there are v1, v2, v3, and v0, where they started from.\n",
+    )
     assert versions.current() == 3
 
 
@@ -275,7 +280,7 @@ def test_a_manifest_that_cannot_be_read_is_told_in_its_row(versions: ProjectVers
 
 def test_rollback_of_a_project_that_never_trained_is_refused(capsys: Capture, data_dir: Path) -> None:
     assert main(["rollback", "v0", "--project", "999"]) == 1
-    expected = f"toxicity: project 999 has no versions in {data_dir / 'models'}; these have: none. Say --project.\n"
+    expected = f"toxicity: project 999 has no versions in {data_dir / 'models'}; there are none yet.\n"
     assert capsys.readouterr().err == expected
 
 
@@ -319,11 +324,12 @@ def test_train_says_what_was_held_out_how_good_it_is_and_whether_it_is_in_servic
     code, lines = train(corpus, "--epochs", 1)
     assert (code, base.current(), base.manifest(1).verdict.accepted) == (0, 0, False)
     assert lines[0] == "120 comments to train on, 40 held out, 1 left out (not scored)"
-    assert lines[2] == "ROC AUC F1 precision recall positives threshold"
-    assert [line.split()[0] for line in lines[3:10]] == [*LABELS, "mean"]
+    assert lines[2] == "base-v1, measured on 40 comments (hold-out)"
+    assert lines[4] == "ROC AUC F1 precision recall positives threshold"
+    assert [line.split()[0] for line in lines[5:12]] == [*LABELS, "mean"]
     reasons = "not worse than v0; kept aside, as --publish was not given"
     assert lines[-2] == f"base-v1 is kept and not in service ({reasons}); v0 is"
-    assert lines[-1] == "To put it in service all the same: python -m toxicity rollback base-v1 --project 0"
+    assert lines[-1] == "To put it in service all the same: .venv/bin/python -m toxicity rollback base-v1 --project 0"
 
     code, lines = train(corpus, "--epochs", 6, "--publish")
     assert (code, base.current()) == (0, 2)

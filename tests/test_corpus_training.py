@@ -11,7 +11,7 @@ import pytest
 
 import toxicity.corpus_training
 import toxicity.verdict
-from tests.conftest import CARDS
+from tests.conftest import CARDS, REJECTED, save_tiny_encoder
 from toxicity.calibration import undo_weights
 from toxicity.classifier import Classifier, build_classifier
 from toxicity.comments import LabelledComment
@@ -21,8 +21,8 @@ from toxicity.devices import training_devices
 from toxicity.encoder import embedded_saved_model
 from toxicity.evaluation import measures, targets_of
 from toxicity.examples import BEGINNING
-from toxicity.fine_tuning import Progress, TrainingPlan
-from toxicity.labels import LABELS, POSITIVE_WEIGHTS
+from toxicity.fine_tuning import Progress, TrainingPlan, positive_weights
+from toxicity.labels import LABELS
 from toxicity.loading import golden_outputs, load_version
 from toxicity.manifest import Manifest
 from toxicity.settings import Settings
@@ -103,7 +103,7 @@ def test_what_is_better_than_nothing_is_put_in_service(base: tuple[Settings, Man
     assert manifest.measures["mean_roc_auc"] > 0.9
     assert manifest.measures["toxic.f1"] > 0.9
     assert manifest.measures["comments"] == 60
-    assert manifest.thresholds[LABELS.index("severe_toxic")] == undo_weights(POSITIVE_WEIGHTS).thresholds[1]
+    assert manifest.thresholds[LABELS.index("severe_toxic")] == 0.5  # no positive there: nothing to weigh
     facts: dict[str, float] = {
         "examples": 200,
         "new_examples": 200,
@@ -172,6 +172,29 @@ def test_a_projects_own_version_is_not_replaced_by_what_a_corpus_judged(
     assert versions.numbers() == [1]
 
 
+def test_a_version_that_was_put_in_service_by_hand_is_a_projects_own_too(
+    tiny_settings: Settings, base: tuple[Settings, Manifest]
+) -> None:
+    _, weights = base_versions(base[0]).load(1)
+    versions = ProjectVersions(tiny_settings.models_dir(), PROJECT)
+    versions.publish(replace(base[1], name="v1", verdict=REJECTED), weights, CARDS)
+    versions.make_current(1)
+    with pytest.raises(ValueError, match=f"Project {PROJECT} has versions of its own"):
+        train_on_corpus(tiny_settings, SPLIT, PROJECT, publish=True, plan=PLAN)
+
+
+def test_over_a_new_encoder_a_corpus_takes_the_place_of_what_the_old_one_learned(
+    tiny_settings: Settings, base: tuple[Settings, Manifest], tmp_path: Path
+) -> None:
+    versions = base_versions(tiny_settings)
+    _, weights = base_versions(base[0]).load(1)
+    versions.publish(base[1], weights, CARDS)
+    another = replace(tiny_settings, encoder=str(save_tiny_encoder(tmp_path / "another", lower_case=False)))
+    manifest = train_on_corpus(another, SPLIT, BASE_PROJECT, publish=True, plan=PLAN)
+    assert manifest.verdict.accepted, manifest.verdict.reasons
+    assert load_version(another, versions, versions.current()).name == "base-v2"
+
+
 def test_what_was_put_in_service_meanwhile_stays(tiny_settings: Settings, base: tuple[Settings, Manifest]) -> None:
     versions = base_versions(tiny_settings)
 
@@ -200,7 +223,7 @@ def test_where_hardly_anything_is_held_out_the_reference_comments_judge(tiny_set
     manifest = train_on_corpus(tiny_settings, split, BASE_PROJECT, publish=False, plan=replace(PLAN, epochs=1))
     assert (manifest.verdict.judged_on, manifest.verdict.comments) == (REFERENCE, 120)
     assert any("8 held-out comments were too few" in reason for reason in manifest.verdict.reasons)
-    undone = undo_weights(POSITIVE_WEIGHTS)
+    undone = undo_weights(positive_weights(split.training))
     assert (manifest.calibration, manifest.thresholds) == (undone.calibration, undone.thresholds)
 
 

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from toxicity.classifier import Classifier, FloatArray, build_classifier
 from toxicity.comments import LabelledComment
 from toxicity.fine_tuning import (
-    CORPUS_RECIPE,
     Progress,
     Recipe,
     TrainingPlan,
     _schedule,
     _shuffled_batches,
+    corpus_recipe,
     cross_entropy,
     fine_tune,
+    positive_weights,
     rate_factor,
     replay_indices,
 )
-from toxicity.labels import LABELS, POSITIVE_WEIGHTS
 from toxicity.settings import EMBEDDED
 
 pytestmark = pytest.mark.tensorflow
@@ -168,9 +168,16 @@ def test_in_a_corpus_a_positive_counts_as_often_as_its_labels_weight() -> None:
     probabilities = np.full((2, 6), 0.3, np.float32)
     losses = np.array(cross_entropy(targets, probabilities))
     np.testing.assert_allclose(losses, [[-np.log(0.3)] * 6, [-np.log(0.7)] * 6], rtol=1e-5)
-    weighted = np.array(CORPUS_RECIPE.loss(targets, probabilities))
-    np.testing.assert_allclose(weighted, losses * np.array([POSITIVE_WEIGHTS, (1.0,) * 6]), rtol=1e-5)
-    assert len(POSITIVE_WEIGHTS) == len(LABELS)
+    weights = (2.1, 6.4, 3.0, 12.2, 3.1, 7.3)
+    weighted = np.array(corpus_recipe(weights).loss(targets, probabilities))
+    np.testing.assert_allclose(weighted, losses * np.array([weights, (1.0,) * 6]), rtol=1e-5)
+
+
+def test_positives_weigh_the_root_of_the_negatives_that_there_are_to_one() -> None:
+    rows = [(1.0, 0.0, 1.0, 0.0, None, 0.0)] * 10 + [(0.0, 0.0, 1.0, 0.0, None, 0.0)] * 89 + [(0.0, 0.0, 1.0, 1.0, 1.0, None)]
+    comments = [LabelledComment("bread", row) for row in [*rows, *[(0.0, 0.0, 0.0, 0.0, None, 0.0)] * 901]]
+    # 991 to 10, none at all, 901 to 100, 1000 to 1 (cut off), no negative, none
+    assert positive_weights(comments) == (10.0, 1.0, 3.0, 20.0, 1.0, 1.0)
 
 
 def test_the_head_learns_ten_times_as_fast_as_the_encoder() -> None:

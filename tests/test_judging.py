@@ -105,7 +105,7 @@ def test_what_learned_is_better_than_what_did_not_and_gets_a_decision_of_its_own
     candidate: Classifier, fresh: Classifier
 ) -> None:
     trial = begin_trial(HELD_OUT, [LoadedVersion("v0", 0, PARENT.thresholds, BEGINNING, fresh, trained=False)])
-    judgement = end_trial(trial, candidate, PARENT, 0.0)
+    judgement = end_trial(trial, candidate, PARENT)
     assert judgement.verdict == Verdict(True, ("not worse than v0",), HOLD_OUT, 40)
     assert judgement.is_best
     threat, severe = LABELS.index("threat"), LABELS.index("severe_toxic")
@@ -121,8 +121,9 @@ def test_what_learned_is_better_than_what_did_not_and_gets_a_decision_of_its_own
 def test_a_precision_floor_raises_thresholds_until_it_is_reached(candidate: Classifier) -> None:
     # Three that it takes for rude are not, if not those that it is surest of.
     misread = [replace(comment, targets=KIND) for comment in HELD_OUT[12:15]]
-    trial = begin_trial([*HELD_OUT[:12], *misread, *HELD_OUT[15:]], [version("v1", 0.5)])
-    without, floored = (end_trial(trial, candidate, PARENT, floor) for floor in (0.0, 0.99))
+    held_out = [*HELD_OUT[:12], *misread, *HELD_OUT[15:]]
+    trials = [begin_trial(held_out, [version("v1", 0.5)], floor) for floor in (0.0, 0.99)]
+    without, floored = (end_trial(trial, candidate, PARENT) for trial in trials)
     assert without.measures["toxic.precision"] < 0.99 <= floored.measures["toxic.precision"]
     assert floored.decision.thresholds[0] > without.decision.thresholds[0]
 
@@ -132,7 +133,7 @@ def test_what_is_worse_than_one_of_its_rivals_is_rejected_and_measured_all_the_s
 ) -> None:
     fine_tune(fresh, OTHERS, replace(PLAN, epochs=12))
     good = LoadedVersion("v2", 2, PARENT.thresholds, BEGINNING, candidate)
-    judgement = end_trial(begin_trial(HELD_OUT, [version("v1", 0.5), good]), fresh, PARENT, 0.0)
+    judgement = end_trial(begin_trial(HELD_OUT, [version("v1", 0.5), good]), fresh, PARENT)
     assert not judgement.verdict.accepted
     assert [reason for reason in judgement.verdict.reasons if "that of v2" in reason]
     assert not judgement.is_best
@@ -141,7 +142,7 @@ def test_what_is_worse_than_one_of_its_rivals_is_rejected_and_measured_all_the_s
 
 def test_on_reference_comments_it_keeps_its_parents_decision_and_is_no_best(candidate: Classifier) -> None:
     trial = begin_trial(HELD_OUT[:5], [LoadedVersion("v1", 1, PARENT.thresholds, BEGINNING, candidate)])
-    judgement = end_trial(trial, candidate, PARENT, 0.0)
+    judgement = end_trial(trial, candidate, PARENT)
     assert judgement.verdict.accepted
     assert (judgement.verdict.judged_on, judgement.verdict.comments) == (REFERENCE, len(trial.comments))
     assert "5 held-out comments were too few" in judgement.verdict.reasons[-1]
@@ -154,7 +155,7 @@ def test_on_reference_comments_it_keeps_its_parents_decision_and_is_no_best(cand
 def test_weights_that_are_no_numbers_are_rejected_and_never_measured(held_out: list[LabelledComment], fresh: Classifier) -> None:
     trial = begin_trial(held_out, [version("v1", 0.8)])
     spoil(fresh)
-    judgement = end_trial(trial, fresh, PARENT, 0.0)
+    judgement = end_trial(trial, fresh, PARENT)
     assert (judgement.verdict.accepted, judgement.verdict.judged_on) == (False, trial.yardstick.judged_on)
     assert "are no numbers" in judgement.verdict.reasons[0]
     assert (judgement.decision, judgement.measures, judgement.is_best) == (PARENT, {}, False)
@@ -164,7 +165,7 @@ def test_a_weight_that_is_no_number_is_found_where_no_answer_shows_it(candidate:
     hidden = "encoder/pooler/kernel"
     fresh.set_weights({**candidate.weights(), hidden: np.full_like(candidate.weights()[hidden], np.inf)})
     assert np.isfinite(fresh.predict(["bread"])).all()
-    judgement = end_trial(begin_trial(HELD_OUT, [version("v1", 0.5)]), fresh, PARENT, 0.0)
+    judgement = end_trial(begin_trial(HELD_OUT, [version("v1", 0.5)]), fresh, PARENT)
     assert "are no numbers" in judgement.verdict.reasons[0]
 
 
@@ -238,7 +239,7 @@ def test_a_manifest_of_what_is_no_numbers_has_no_golden_outputs(versions: Projec
     assert manifest.golden_outputs == ()
 
 
-def test_the_reference_comments_are_enough_to_judge_every_label_and_none_is_an_anchor() -> None:
+def test_the_reference_comments_are_enough_to_judge_every_label() -> None:
     reference = begin_trial([], []).comments
     targets = targets_of(reference)
     assert np.isfinite(targets).all()

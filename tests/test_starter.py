@@ -15,8 +15,8 @@ from toxicity.classifier import Classifier, FloatArray, build_classifier
 from toxicity.comments import LabelledComment
 from toxicity.corpus import CorpusSplit
 from toxicity.evaluation import choose, measures, targets_of
-from toxicity.fine_tuning import Progress, TrainingPlan
-from toxicity.labels import LABELS, POSITIVE_WEIGHTS
+from toxicity.fine_tuning import Progress, TrainingPlan, positive_weights
+from toxicity.labels import LABELS
 from toxicity.settings import EMBEDDED
 from toxicity.starter import RANK, _compressed, _expanded, apply_starter, make_starter, starter_file
 
@@ -133,7 +133,7 @@ def test_a_starter_made_from_a_corpus_gives_a_fresh_classifier_what_was_learned(
     assert np.abs(again.predict(COMMENTS) - trained[-1]).max() < 0.2 * learned
     np.testing.assert_allclose(again.predict(COMMENTS), fresh.predict(COMMENTS), atol=1e-5)  # measured was what was written
     texts, targets = [comment.text for comment in split.held_out], targets_of(split.held_out)
-    fallback = undo_weights(POSITIVE_WEIGHTS)
+    fallback = undo_weights(positive_weights(split.training))
     assert decision == choose(targets, fresh.predict(texts), fallback)
     assert decision.thresholds[0] != fallback.thresholds[0]
     assert decision.thresholds[3] == fallback.thresholds[3]  # no threat is among them to choose on

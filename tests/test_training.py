@@ -1,6 +1,7 @@
 """The training job on a real Redis: what is learned, judged and published, and what stays as it was when a run fails."""
 
 import logging
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,13 +17,14 @@ import toxicity.verdict
 import worker.lesson
 import worker.project_lock
 import worker.training
-from tests.conftest import ACCEPTED, CARDS, REJECTED, manifest_of, save_tiny_encoder
+from tests.conftest import ACCEPTED, CARDS, REJECTED, manifest_of, publish, save_tiny_encoder
 from toxicity.calibration import IDENTITY
 from toxicity.classifier import Classifier, build_classifier
 from toxicity.comments import LabelledComment
 from toxicity.encoder import embedded_saved_model
 from toxicity.examples import BEGINNING, ExampleStore
 from toxicity.fine_tuning import CORPUS_PLAN, Trained, fine_tune
+from toxicity.hold_out import text_hash
 from toxicity.label_studio import Annotation, Changes
 from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
 from toxicity.loading import golden_outputs, load_version
@@ -260,11 +262,7 @@ def test_a_rival_that_publishes_during_the_run_wins(moment: str, project: Projec
         return original(*arguments)
 
     monkeypatch.setattr(worker.training, moment, meanwhile)
-    if moment == "fine_tune":
-        assert project.run() == {"published": None, "live": "v1"}
-    else:
-        with pytest.raises(VersionError, match="published by another run"):
-            project.run()
+    assert project.run() == {"published": None, "live": "v1"}
     assert (project.versions.current(), project.versions.numbers()) == (1, [1])
     assert (project.versions.folder(1) / CARD_FILE).read_text() == "# the rival's card"
     assert project.is_behind()
@@ -288,7 +286,7 @@ def test_a_rival_that_is_rejected_during_the_run_takes_its_number_and_the_next_r
     assert project.run()["published"] == "v2"
 
 
-@pytest.mark.parametrize("moment", ["load_version", "fine_tune"])
+@pytest.mark.parametrize("moment", ["load_version", "fine_tune", "model_cards"])
 def test_a_rollback_during_the_run_counts(moment: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.annotate(range(4))
     project.run()
@@ -304,6 +302,29 @@ def test_a_rollback_during_the_run_counts(moment: str, project: Project, monkeyp
     assert project.run() == {"published": None, "live": "v0"}
     assert (project.versions.current(), project.versions.numbers()) == (0, [1])
     assert project.is_behind()
+
+
+def test_a_base_that_is_published_during_the_first_run_counts(project: Project, learned: Learned) -> None:
+    project.annotate(range(4))
+    base = ProjectVersions(project.settings.models_dir(), BASE_PROJECT)
+
+    def publish_base(classifier: Any, *arguments: Any) -> Trained:
+        publish(base, 1)
+        return UNCHANGED
+
+    learned.then = publish_base
+    assert project.run() == {"published": None, "live": "base-v1"}  # it was judged against v0
+    assert project.versions.numbers() == []
+    assert project.is_behind()
+
+
+def test_a_damaged_manifest_beside_the_line_in_service_does_not_end_training(project: Project, learned: Learned) -> None:
+    learned.then = spoil
+    project.annotate(range(4))
+    assert project.run()["rejected"] == "v1"
+    (project.versions.folder(1) / MANIFEST_FILE).write_text("{")
+    learned.then = fine_tune
+    assert project.run()["published"] == "v2"
 
 
 def test_a_run_that_lost_its_lock_publishes_nothing(
@@ -491,14 +512,14 @@ def test_a_run_that_makes_it_worse_stops_early_and_is_rejected_and_kept(
     assert letters.is_behind()
     result = letters.run(learning_rate=FAST)
     assert (result["published"], result["rejected"], result["live"], result["new"]) == (None, "v2", "v1", len(tasks))
-    assert result["reasons"].startswith("toxic collapsed: its ROC AUC is 0.0")
+    assert " collapsed: its ROC AUC is 0.0" in result["reasons"]
     assert (letters.versions.numbers(), letters.versions.current(), letters.versions.best(1)) == ([1, 2], 1, 1)
     assert (letters.versions.root / "current").read_bytes() == pointer
     manifest = letters.versions.manifest(2)
     assert (manifest.verdict.accepted, manifest.parent, manifest.watermark) == (False, 1, watermark)
     assert manifest.best == 1
     assert 1 <= manifest.training["epochs"] < manifest.training["epochs_planned"] == 8
-    assert "v2 rejected, v1 stays: toxic collapsed" in caplog.text
+    assert re.search("v2 rejected, v1 stays: [a-z]+ collapsed", caplog.text)
     assert letters.text(1) not in caplog.text
     assert letters.text(1) not in (letters.versions.folder(2) / CARD_FILE).read_text()
     assert load_version(letters.settings, letters.versions, 2).name == "v2"  # kept whole
@@ -605,6 +626,7 @@ def test_pages_of_texts_that_are_held_out_do_not_hold_up_what_comes_after(
     letters = LetterProject(tiny_settings, connection)
     flood = tuple(Annotation(task, task, "2026-01-01", "buy my cheap lamps", RUDE) for task in range(1000, 1020))
     letters.store.apply(Changes(PROJECT, annotations=flood))
+    letters.store.assign(PROJECT, {}, {text_hash("buy my cheap lamps"): True})
     letters.decide(range(10))
     found = set[str]()
     while letters.is_behind():
@@ -633,7 +655,7 @@ def test_the_best_version_is_remembered_and_kept_and_rivals_with_every_candidate
     for number in range(2, 5):
         letters.decide([number], f"2026-02-0{number}", upside_down=True)
         if number in letters.held_out():
-            letters.decide([100 + number for number in range(6)], f"2026-02-0{number}", upside_down=True)
+            letters.decide([10 * number + other for other in range(6)], f"2026-02-0{number}", upside_down=True)
         assert letters.run(keep_versions=2)["published"] == f"v{number}"
         manifest = letters.versions.manifest(number)
         assert (manifest.parent, manifest.best) == (number - 1, 1)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from tests.conftest import ACCEPTED, CARDS, REJECTED, manifest_of, publish
 from toxicity.calibration import Calibration
 from toxicity.manifest import Verdict
-from toxicity.versions import BASE_PROJECT, ProjectVersions, VersionError, projects_with_versions
+from toxicity.versions import BASE_PROJECT, OvertakenError, ProjectVersions, VersionError, projects_with_versions
 
 ROOT = Path(__file__).parents[1]
 Json = dict[str, Any]
@@ -77,7 +77,7 @@ def test_a_published_version_is_four_files_and_leaves_nothing_else(versions: Pro
     publish(versions, 1)
     assert entries(versions.folder(1)) == FILES
     assert {name: (versions.folder(1) / name).read_text() for name in CARDS} == CARDS
-    assert entries(versions.root) == ["current", "versions"]
+    assert entries(versions.root) == ["current", "lock", "versions"]
     assert entries(versions.root / "versions") == ["1"]
 
 
@@ -254,12 +254,12 @@ def test_a_rollback_sticks_though_newer_versions_exist_and_the_next_publish_move
     assert (versions.numbers(), versions.next_number()) == ([1, 2, 3], 4)
     publish(versions, versions.next_number())
     assert versions.current() == 4
-    assert entries(versions.root) == ["current", "versions"]
+    assert entries(versions.root) == ["current", "lock", "versions"]
 
 
 def test_a_rollback_to_a_version_that_does_not_exist_changes_nothing(versions: ProjectVersions) -> None:
     publish_all(versions, 2)
-    with pytest.raises(VersionError, match=r"Project 7 has no version 5; it has \[1, 2\], and 0, its beginning\."):
+    with pytest.raises(VersionError, match=r"There is no version v5; there are v1, v2, and v0, where they started from\."):
         versions.make_current(5)
     assert versions.current() == 2
 
@@ -383,3 +383,13 @@ def test_readers_never_see_an_incomplete_version_during_200_publishes(versions: 
     publisher.join()
     assert versions.numbers() == list(range(1, 201))
     assert len(set(seen)) > 5
+
+
+def test_what_was_made_to_replace_another_version_than_the_live_one_is_not_published(versions: ProjectVersions) -> None:
+    publish_all(versions, 2)
+    with pytest.raises(OvertakenError, match=r"Project 7 is served by v2 and no longer by v1; this run is dropped\."):
+        versions.publish(manifest_of(3, parent=1), {"weight": np.ones(3, np.float32)}, CARDS, replacing="v1")
+    assert (versions.numbers(), versions.current()) == ([1, 2], 2)
+    assert entries(versions.folder(1).parent) == ["1", "2"]
+    versions.publish(manifest_of(3, parent=2), {"weight": np.ones(3, np.float32)}, CARDS, replacing="v2")
+    assert versions.current() == 3

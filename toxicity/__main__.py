@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"toxicity: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ntoxicity: interrupted; nothing was written", file=sys.stderr)
+        print("\ntoxicity: interrupted; nothing is left half written", file=sys.stderr)
         return INTERRUPTED
     return code
 
@@ -119,6 +119,7 @@ def _train(parsed: argparse.Namespace, settings: Settings) -> int:
     plan = CORPUS_PLAN if parsed.epochs is None else replace(CORPUS_PLAN, epochs=parsed.epochs)
     with training_bar(plan.epochs * len(split.training)) as report:
         manifest = train_on_corpus(settings, split, parsed.project, publish=parsed.publish, plan=plan, report=report)
+    print(f"\n{manifest.name}, measured on {manifest.verdict.comments} comments ({manifest.verdict.judged_on})")
     print_measures(manifest.measures, manifest.thresholds)
     versions = ProjectVersions(settings.models_dir(), parsed.project)
     reasons = "; ".join(manifest.verdict.reasons)
@@ -126,7 +127,7 @@ def _train(parsed: argparse.Namespace, settings: Settings) -> int:
         print(f"{manifest.name} is in service ({reasons}); every process swaps to it by itself")
         return 0
     print(f"{manifest.name} is kept and not in service ({reasons}); {versions.name(versions.current())} is")
-    print(f"To put it in service all the same: python -m toxicity rollback {manifest.name} --project {parsed.project}")
+    print(f"To put it in service all the same: .venv/bin/python -m toxicity rollback {manifest.name} --project {parsed.project}")
     return 1 if parsed.publish else 0
 
 
@@ -143,6 +144,8 @@ def _evaluate(parsed: argparse.Namespace, settings: Settings) -> int:
 def _predict(parsed: argparse.Namespace, settings: Settings) -> int:
     ids, texts = read_comments(parsed.comments)  # before TensorFlow is loaded, and the output: errors come at once
     require_writable(parsed.output)
+    if parsed.output.exists() and parsed.output.samefile(parsed.comments):
+        raise ValueError(f"{parsed.output} is what is read: give another name for what is written.")
     from toxicity.corpus_training import predict_corpus
 
     with tqdm(unit=" comments") as bar:
@@ -204,9 +207,11 @@ def _described(versions: ProjectVersions, number: int) -> str:
 def _rollback(parsed: argparse.Namespace, settings: Settings) -> int:
     versions = ProjectVersions(settings.models_dir(), parsed.project)
     whose = "the base" if parsed.project == BASE_PROJECT else f"project {parsed.project}"
-    if parsed.project not in projects_with_versions(settings.models_dir()):
-        known = ", ".join(map(str, projects_with_versions(settings.models_dir()))) or "none"
-        raise VersionError(f"{whose} has no versions in {settings.models_dir()}; these have: {known}. Say --project.")
+    known = projects_with_versions(settings.models_dir())
+    if parsed.project not in known:
+        others = ", ".join("the base" if project == BASE_PROJECT else f"project {project}" for project in known)
+        there = f"there are those of {others}; say which by --project" if known else "there are none yet"
+        raise VersionError(f"{whose} has no versions in {settings.models_dir()}; {there}.")
     number, named_base = parsed.version
     if named_base and parsed.project != BASE_PROJECT:
         beginning = versions.name(STARTER_NUMBER)
@@ -222,12 +227,16 @@ def _rollback(parsed: argparse.Namespace, settings: Settings) -> int:
 
 def _prune(parsed: argparse.Namespace, settings: Settings) -> int:
     projects = projects_with_versions(settings.models_dir()) if parsed.project is None else [parsed.project]
+    if not set(projects) & set(projects_with_versions(settings.models_dir())):
+        print(f"There are no versions in {settings.models_dir()} to remove.")
+        return 0
     for project in projects:
         versions = ProjectVersions(settings.models_dir(), project)
         names = {number: versions.name(number) for number in versions.numbers()}
         removed = [names[number] for number in versions.prune(parsed.keep or settings.keep_versions)]
         kept = [versions.name(number) for number in versions.numbers()]
-        print(f"project {project}: removed {', '.join(removed) or 'nothing'}; kept {', '.join(kept) or 'nothing'}")
+        whose = "the base" if project == BASE_PROJECT else f"project {project}"
+        print(f"{whose}: removed {', '.join(removed) or 'nothing'}; kept {', '.join(kept) or 'nothing'}")
     return 0
 
 

@@ -24,6 +24,7 @@ from toxicity.labels import LABELS
 ID_COLUMN = "id"
 TEXT_COLUMN = "comment_text"
 HELD_OUT_SHARE = 0.1  # of the corpus, where no file to validate on is given
+LINE_BREAK = re.compile("\r\n|\r|\n")
 NOT_SCORED = "-1"  # how the challenge marks the rows of its test file that did not count
 
 
@@ -136,9 +137,14 @@ def require_writable(path: Path) -> None:
     Raises:
         OSError: it cannot; nothing was changed.
     """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is there and is no file: give another name.")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.touch()
-    aside.unlink()
+    try:
+        aside.touch()
+        aside.unlink()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror}): give another name.") from error
 
 
 def write_submission(path: Path, ids: Sequence[str], probabilities: npt.NDArray[np.float32]) -> None:
@@ -164,10 +170,12 @@ def _labels_by_id(path: Path) -> Mapping[str, tuple[float, ...] | None]:
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each row with the line that it begins in; a field that is missing at the end of a row is empty."""
+    """Yield each row with the line that it begins in; columns that nobody asked for may be missing at its end."""
     text = _text(path)
+    if not text.strip():
+        raise ValueError(f"{path}, line 1: the file is empty; expected a header with {', '.join(columns)}.")
     csv.field_size_limit(max(len(text), csv.field_size_limit()))  # the csv module refuses comments over 131,072 characters
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, restval="")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     line = 1
     try:
         found = list(reader.fieldnames or [])
@@ -181,12 +189,16 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
         doubled = [column for column in columns if found.count(column) > 1]
         if doubled:
             raise ValueError(f"{path}, line 1: the column {doubled[0]} is there {found.count(doubled[0])} times: leave one.")
-        line = reader.line_num + 1
         for row in reader:
+            # The csv module drops blank lines, so a row begins where it ends, less the line breaks in it.
+            line = reader.line_num - sum(len(LINE_BREAK.findall(value)) for value in row.values() if isinstance(value, str))
             if None in row:
                 raise ValueError(f"{path}, line {line} has more fields than the header: quote a comment that holds commas.")
+            missing = [column for column in columns if row[column] is None]
+            if missing:
+                raise ValueError(f"{path}, line {line}, column {missing[0]}: the row ends before it; it has too few fields.")
             yield line, row
-            line = reader.line_num + 1
+            line = reader.line_num + 1  # where the next one begins, should it be none
     except csv.Error as error:
         raise ValueError(f"{path}, line {line}: {error}. A comment with commas, quotes or line breaks must be quoted.") from error
 

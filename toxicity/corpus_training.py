@@ -6,6 +6,7 @@ Not here: the CSVs themselves (corpus.py), how a network learns (fine_tuning.py)
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +17,9 @@ from toxicity.corpus import CorpusSplit, write_submission
 from toxicity.devices import training_devices
 from toxicity.evaluation import measures, targets_of
 from toxicity.examples import BEGINNING
-from toxicity.fine_tuning import CORPUS_PLAN, CORPUS_RECIPE, Progress, TrainingPlan, fine_tune
+from toxicity.fine_tuning import CORPUS_PLAN, Progress, TrainingPlan, corpus_recipe, fine_tune, positive_weights
 from toxicity.judging import Judgement, begin_trial, end_trial, manifest_of, training_facts
-from toxicity.labels import LABELS, POSITIVE_WEIGHTS
+from toxicity.labels import LABELS
 from toxicity.loading import load_newest
 from toxicity.manifest import Manifest
 from toxicity.model_card import model_cards
@@ -46,34 +47,25 @@ def train_on_corpus(
         VersionError: another run published first. OSError: the disk is full or not writable.
     """
     versions = ProjectVersions(settings.models_dir(), project)
-    if publish and project != BASE_PROJECT and versions.accepted():
+    if publish and project != BASE_PROJECT and (versions.accepted() or versions.current() != STARTER_NUMBER):
         raise ValueError(
             f"Project {project} has versions of its own, and a corpus cannot tell whether another one is worse for it. Leave out "
             f"--publish and look at its measures, or leave out --project, or let training runs replay the corpus (CORPUS)."
         )
+    in_service = versions.name(versions.current())  # which may not be what could be loaded: an encoder may have changed
     live = load_newest(settings, versions)
-    trial = begin_trial(split.held_out, [live])
-    in_service = live.name
+    trial = begin_trial(split.held_out, [live], settings.precision_floor)
     del live
     classifier = build_classifier(settings.encoder, settings.data_dir, settings.max_length, training_devices())
-    trained = fine_tune(classifier, split.training, plan, report, recipe=CORPUS_RECIPE)
-    judgement = end_trial(trial, classifier, undo_weights(POSITIVE_WEIGHTS), settings.precision_floor)
+    weights = positive_weights(split.training)
+    trained = fine_tune(classifier, split.training, plan, report, recipe=corpus_recipe(weights))
+    judgement = end_trial(trial, classifier, undo_weights(weights))
     judgement.measures["training_loss"] = trained.loss
     if versions.name(versions.current()) != in_service:
         judgement = _kept_aside(judgement, "another version went into service meanwhile")
     elif not publish:
         judgement = _kept_aside(judgement, "--publish was not given")
-    training = {
-        "source": CORPUS_SOURCE,
-        "corpus_sha256": split.sha256,
-        "examples": len(split.training),
-        "new_examples": len(split.training),
-        "replayed": 0,
-        "held_out": len(split.held_out),
-        "not_scored": split.left_out,
-        "from_the_beginning": True,
-        **training_facts(settings, plan, trained, classifier),
-    }
+    facts = {**_facts(split), **training_facts(settings, plan, trained, classifier)}
     scratch = LoadedVersion("the encoder", STARTER_NUMBER, Decision().thresholds, BEGINNING, classifier)
     manifest = manifest_of(
         versions,
@@ -83,11 +75,25 @@ def train_on_corpus(
         judgement,
         watermark=BEGINNING,  # it has learned no annotation of the project
         encoder=settings.encoder,
-        training=training,
+        training=facts,
     )
-    versions.publish(manifest, classifier.weights(), model_cards(manifest, project))
+    replacing = in_service if manifest.verdict.accepted else None
+    versions.publish(manifest, classifier.weights(), model_cards(manifest, project), replacing)
     versions.prune(settings.keep_versions)
     return manifest
+
+
+def _facts(split: CorpusSplit) -> dict[str, Any]:
+    return {
+        "source": CORPUS_SOURCE,
+        "corpus_sha256": split.sha256,
+        "examples": len(split.training),
+        "new_examples": len(split.training),
+        "replayed": 0,
+        "held_out": len(split.held_out),
+        "not_scored": split.left_out,
+        "from_the_beginning": True,
+    }
 
 
 def _kept_aside(judgement: Judgement, why: str) -> Judgement:

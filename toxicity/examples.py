@@ -7,6 +7,7 @@ annotation and the request to train on it are written together or not at all.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 import redis
@@ -147,24 +148,31 @@ class ExampleStore:
         return [f"toxicity:{{{project}}}:{part}" for part in ("annotations", "texts", "votes", "events")]
 
     @staticmethod
-    def _sides_key(project: int) -> str:
-        return f"toxicity:{{{project}}}:held-out"
+    def _sides_keys(project: int) -> tuple[str, str]:
+        return f"toxicity:{{{project}}}:held-out", f"toxicity:{{{project}}}:held-out-texts"
 
     def sides(self, project: int) -> dict[int, bool]:
         """Return the tasks that were assigned a side: task -> whether it is held out."""
-        values = dict(self._redis.hscan_iter(self._sides_key(project), count=1000))
-        return {int(task): side == b"1" for task, side in values.items()}
+        return self._read_sides(self._sides_keys(project)[0])
 
-    def assign(self, project: int, sides: Mapping[int, bool]) -> None:
-        """Keep the sides of tasks that have none yet; those that have one stay on it."""
+    def text_sides(self, project: int) -> dict[int, bool]:
+        """Return the texts (text_hashes) that were assigned a side, those of deleted tasks too."""
+        return self._read_sides(self._sides_keys(project)[1])
+
+    def _read_sides(self, key: str) -> dict[int, bool]:
+        return {int(number): side == b"1" for number, side in self._redis.hscan_iter(key, count=1000)}
+
+    def assign(self, project: int, sides: Mapping[int, bool], text_sides: Mapping[int, bool] = MappingProxyType({})) -> None:
+        """Keep the sides of tasks, and of texts, that have none yet; those that have one stay on it."""
         with self._redis.pipeline(transaction=True) as pipeline:
-            for task, held_out in sides.items():
-                pipeline.hsetnx(self._sides_key(project), str(task), str(int(held_out)))
+            for key, numbers in zip(self._sides_keys(project), (sides, text_sides), strict=True):
+                for number, held_out in numbers.items():
+                    pipeline.hsetnx(key, str(number), str(int(held_out)))
             pipeline.execute()
 
     def _forget(self, project: int) -> None:
         with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.delete(*self._keys(project), self._sides_key(project))
+            pipeline.delete(*self._keys(project), *self._sides_keys(project))
             pipeline.zrem(BEHIND_KEY, project)
             pipeline.srem(PROJECTS_KEY, project)
             pipeline.execute()

@@ -5,6 +5,7 @@ as in the tutorial; labels that a project does not offer are left out of the los
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,14 @@ import tf_keras
 from toxicity.classifier import HEAD, Classifier, FloatArray
 from toxicity.comments import LabelledComment
 from toxicity.devices import FLOAT16, Devices
-from toxicity.labels import LABELS, POSITIVE_WEIGHTS
+from toxicity.labels import LABELS
 from toxicity.tokenizer import batches_by_length
 
 HEAD_RATE_FACTOR = 10.0
 WEIGHT_DECAY = 0.01
 GRADIENT_NORM = 1.0
 WARM_UP_SHARE = 0.1
+LARGEST_WEIGHT = 20.0  # a label with one positive in a corpus would drown all others
 LARGEST_SCALE = 2.0**15
 GROWTH_STEPS = 1000
 SHUFFLE_POOL = 8  # batches of like length are formed inside this many batches, so that order stays random
@@ -57,9 +59,19 @@ def cross_entropy(targets: Any, probabilities: Any) -> Any:
     return tf_keras.backend.binary_crossentropy(targets, probabilities)
 
 
-def weighted_cross_entropy(targets: Any, probabilities: Any) -> Any:
-    """Return the same with each positive counted POSITIVE_WEIGHTS times: what a network learns from a corpus by."""
-    return cross_entropy(targets, probabilities) * (1 + targets * (tf.constant(POSITIVE_WEIGHTS) - 1))
+def weighted_cross_entropy(targets: Any, probabilities: Any, weights: Sequence[float]) -> Any:
+    """Return the same with each positive counted `weights` times, a number for each label."""
+    return cross_entropy(targets, probabilities) * (1 + targets * (tf.constant(weights, tf.float32) - 1))
+
+
+def positive_weights(comments: Sequence[LabelledComment]) -> tuple[float, ...]:
+    """Return how often each label's positives count in learning a corpus: the root of the negatives that there are to one."""
+    weights = []
+    for column in range(len(LABELS)):
+        positives, negatives = (sum(comment.targets[column] == value for comment in comments) for value in (1, 0))
+        ratio = math.sqrt(negatives / positives) if positives else 1.0
+        weights.append(round(min(max(ratio, 1.0), LARGEST_WEIGHT), 1))
+    return tuple(weights)
 
 
 def rate_factor(variable: str) -> float:
@@ -75,7 +87,9 @@ class Recipe:
     rate_factor: Callable[[str], float] = rate_factor
 
 
-CORPUS_RECIPE = Recipe(loss=weighted_cross_entropy)
+def corpus_recipe(weights: Sequence[float]) -> Recipe:
+    """Return what a corpus is learned by (docs/decisions/0012)."""
+    return Recipe(loss=lambda targets, probabilities: weighted_cross_entropy(targets, probabilities, weights))
 
 
 @dataclass(frozen=True)
@@ -172,7 +186,10 @@ def fine_tune(
                 inputs = [tf.constant(array) for array in batch.inputs()]
                 loss = float(step_function(inputs, targets[rows], asked[rows], tf.constant(rate, tf.float32)))
                 if not np.isfinite(loss):
-                    raise ValueError(f"The loss became {loss} at step {len(losses) + 1} of {steps}: lower LEARNING_RATE.")
+                    raise ValueError(
+                        f"The loss became {loss} at step {len(losses) + 1} of {steps}, with the learning rate "
+                        f"{plan.learning_rate}: lower it (LEARNING_RATE, for a project's own runs)."
+                    )
                 losses.append(loss)
                 report(Progress(len(losses), steps, loss))
         if watch is not None:

@@ -62,7 +62,7 @@ class Judgement:
     is_best: bool
 
 
-def begin_trial(held_out: Sequence[LabelledComment], rivals: Sequence[LoadedVersion]) -> Trial:
+def begin_trial(held_out: Sequence[LabelledComment], rivals: Sequence[LoadedVersion], precision_floor: float = 0.0) -> Trial:
     """Let the rivals answer, before the candidate is trained: it may be trained in one's place.
 
     Where the held-out comments are too few to judge by, the reference comments take their place; where they are enough, but
@@ -72,7 +72,7 @@ def begin_trial(held_out: Sequence[LabelledComment], rivals: Sequence[LoadedVers
     reference = read_corpus(reference_file()).comments
     if not enough_to_judge(targets):
         return _trial(reference, Yardstick(targets_of(reference), REFERENCE, len(comments)), rivals)
-    trial = _trial(comments, Yardstick(targets, HOLD_OUT, len(comments)), rivals)
+    trial = _trial(comments, Yardstick(targets, HOLD_OUT, len(comments), precision_floor), rivals)
     unseen = labels_without_evidence(targets)
     rivals = [rival for rival in rivals if rival.trained]  # a fresh head's ticks are chance
     if not unseen or not rivals:
@@ -88,7 +88,7 @@ def _trial(comments: list[LabelledComment], yardstick: Yardstick, rivals: Sequen
     return Trial(comments, yardstick, answers)
 
 
-def end_trial(trial: Trial, candidate: Classifier, parent: Decision, precision_floor: float) -> Judgement:
+def end_trial(trial: Trial, candidate: Classifier, parent: Decision) -> Judgement:
     """Judge the candidate, and choose its calibration and thresholds where there is enough to choose on.
 
     Where the reference comments were judged on, or it is broken, it keeps its parent's decision.
@@ -105,7 +105,7 @@ def end_trial(trial: Trial, candidate: Classifier, parent: Decision, precision_f
         verdict = _both(verdict, judge(trial.reference.yardstick, beside, trial.reference.rivals))
     decision = parent
     if trial.yardstick.judged_on == HOLD_OUT:
-        decision = choose(targets, answers.probabilities, parent, precision_floor)
+        decision = choose(targets, answers.probabilities, parent, trial.yardstick.precision_floor)
     found = measures(targets, decision.calibration(answers.probabilities), decision.thresholds)
     return Judgement(verdict, decision, found, verdict.accepted and is_better(trial.yardstick, answers, trial.rivals))
 

@@ -28,9 +28,6 @@ ALIASES: Mapping[str, str] = {
 }
 """Names that teams use for the same six things (Perspective API's and Detoxify's among them)."""
 
-POSITIVE_WEIGHTS = (2.1, 6.4, 3.0, 12.2, 3.1, 7.3)
-"""How many negatives a positive outweighs where a corpus is learned: the square root of how many there are to one (0012)."""
-
 DEFAULT_THRESHOLDS = (0.5,) * len(LABELS)
 
 

@@ -20,8 +20,7 @@ from toxicity.classifier import HEAD, Classifier, FloatArray, Weights
 from toxicity.corpus import CorpusSplit
 from toxicity.encoder import embedded_weights_digest
 from toxicity.evaluation import choose, measures, targets_of
-from toxicity.fine_tuning import CORPUS_PLAN, CORPUS_RECIPE, Progress, fine_tune
-from toxicity.labels import POSITIVE_WEIGHTS
+from toxicity.fine_tuning import CORPUS_PLAN, Progress, corpus_recipe, fine_tune, positive_weights
 
 RANK = 8
 LEFT, RIGHT = ":left", ":right"
@@ -60,11 +59,12 @@ def make_starter(
     Both are of the starter as it is written, on the held-out comments.
     """
     before = classifier.weights()
-    fine_tune(classifier, split.training, CORPUS_PLAN, report, recipe=CORPUS_RECIPE)
+    weights = positive_weights(split.training)
+    fine_tune(classifier, split.training, CORPUS_PLAN, report, recipe=corpus_recipe(weights))
     kept = _compressed(before, classifier.weights())
     classifier.set_weights(_expanded(before, kept))
     answers, targets = classifier.predict([comment.text for comment in split.held_out]), targets_of(split.held_out)
-    decision = choose(targets, answers, undo_weights(POSITIVE_WEIGHTS))
+    decision = choose(targets, answers, undo_weights(weights))
     metadata = {
         "encoder_sha256": embedded_weights_digest(),
         "comments": str(len(split.training)),

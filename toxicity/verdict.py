@@ -23,7 +23,7 @@ AUC_MARGIN, F1_MARGIN = 0.02, 0.05  # what may be lost on the reference comments
 CONSTANT = 1e-4  # a label whose probabilities vary less says the same of every comment
 CLEARLY = 0.99
 COLLAPSED_AUC, COLLAPSE = 0.55, 0.1  # under it, and so much under what it was
-MARGIN = 1.65  # standard errors: of two equal versions, the newer one is rejected in one case of twenty
+MARGIN = 1.65  # standard errors: each test rejects one of twenty equally good versions
 
 HOLD_OUT, REFERENCE = "hold-out", "reference"
 
@@ -32,12 +32,13 @@ HOLD_OUT, REFERENCE = "hold-out", "reference"
 class Yardstick:
     """Labelled comments to judge on: their targets, shape (comments, 6), nan where not asked, and what they are.
 
-    `held_out` is how many held-out comments there are, be they judged on or too few.
+    `held_out` is how many held-out comments there are, be they judged on or too few. Thresholds are chosen for `precision_floor`.
     """
 
     targets: FloatArray
     judged_on: str
     held_out: int
+    precision_floor: float = 0.0
 
 
 def enough_to_judge(targets: FloatArray) -> bool:
@@ -56,7 +57,9 @@ class Answers:
         """Return them with the decision that they would be served with; on a hold-out one is chosen for every version anew."""
         if yardstick.judged_on != HOLD_OUT:
             return self
-        return Answers(self.probabilities, choose(yardstick.targets, self.probabilities, self.decision))
+        return Answers(
+            self.probabilities, choose(yardstick.targets, self.probabilities, self.decision, yardstick.precision_floor)
+        )
 
     def losses(self, targets: FloatArray) -> FloatArray:
         """Return each comment's loss as served."""

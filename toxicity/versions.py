@@ -6,8 +6,6 @@ synced and renamed into place, and never written again. `current` beside it name
 """
 
 import dataclasses
-import hashlib
-import os
 import re
 import shutil
 import time
@@ -23,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from toxicity.calibration import IDENTITY, Calibration
+from toxicity.files import locked, sha256, sync
 from toxicity.manifest import Manifest, manifest_from_json, manifest_to_json
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -37,6 +36,10 @@ LEFTOVER_SECONDS = 3600
 
 class VersionError(Exception):
     """A version cannot be published, found or trusted; the message says which, why, and what to do."""
+
+
+class OvertakenError(VersionError):
+    """What a version was made to replace is no longer in service: it was judged against another one."""
 
 
 class Predictor(Protocol):
@@ -149,7 +152,7 @@ class ProjectVersions:
         for name, expected in manifest.files.items():
             path = self.folder(number) / name
             try:
-                found = _sha256(path)
+                found = sha256(path)
             except OSError as error:
                 raise VersionError(f"{path} cannot be read ({error}).") from error
             if found != expected:
@@ -159,14 +162,18 @@ class ProjectVersions:
         except (OSError, SafetensorError) as error:
             raise VersionError(f"The weights of version {number} of project {self.project} cannot be read ({error}).") from error
 
-    def publish(self, manifest: Manifest, weights: dict[str, Any], cards: Mapping[str, str]) -> Manifest:
+    def publish(
+        self, manifest: Manifest, weights: dict[str, Any], cards: Mapping[str, str], replacing: str | None = None
+    ) -> Manifest:
         """Write a version aside, rename it into place and make it current. Return the manifest as published.
 
         The rename fails where the number is taken already, which makes it the compare-and-set among rival runs. A version
-        whose verdict is a rejection is kept like any other, and the live version stays. `cards` is file name -> text.
+        whose verdict is a rejection is kept like any other, and the live version stays. `cards` is file name -> text,
+        `replacing` the name of the version that has to be in service until then (None: whichever is).
 
         Raises:
-            VersionError: another run published this number first. OSError: the disk is full or not writable.
+            OvertakenError: another version is in service. VersionError: another run published this number first.
+            OSError: the disk is full or not writable. Nothing was published in either case.
         """
         self._versions.mkdir(parents=True, exist_ok=True)
         aside = self._versions / f".{manifest.number}.{uuid.uuid4().hex}"
@@ -175,28 +182,39 @@ class ProjectVersions:
             save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, aside / WEIGHTS_FILE)
             for name, text in cards.items():
                 (aside / name).write_text(text)
-            files = {name: _sha256(aside / name) for name in (WEIGHTS_FILE, *cards)}
+            files = {name: sha256(aside / name) for name in (WEIGHTS_FILE, *cards)}
             published = dataclasses.replace(manifest, files=files)
             (aside / MANIFEST_FILE).write_text(manifest_to_json(published))
             for name in (*files, MANIFEST_FILE):
-                _sync(aside / name)
-            _sync(aside)
-            try:
-                aside.rename(self.folder(manifest.number))
-            except OSError as error:
-                if not self.folder(manifest.number).exists():
-                    raise
-                message = (
-                    f"Version {manifest.number} of project {self.project} was published by another run; this one is dropped."
-                )
-                raise VersionError(message) from error
+                sync(aside / name)
+            sync(aside)
+            with locked(self.root / "lock"):
+                self._require(replacing)
+                self._rename(aside, manifest.number)
+                sync(self._versions)
+                if manifest.verdict.accepted:
+                    # Not the newest that exists: a rival may have published a newer one meanwhile, which must not count as seen.
+                    self._point(manifest.number, newest_seen=manifest.number)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        _sync(self._versions)
-        if manifest.verdict.accepted:
-            # Not the newest that exists: a rival may have published a newer one meanwhile, which must not count as seen.
-            self._point(manifest.number, newest_seen=manifest.number)
         return published
+
+    def _require(self, in_service: str | None) -> None:
+        found = self.name(self.current()) if in_service is not None else None
+        if found != in_service:
+            raise OvertakenError(
+                f"Project {self.project} is served by {found} and no longer by {in_service}; this run is dropped."
+            )
+
+    def _rename(self, aside: Path, number: int) -> None:
+        try:
+            aside.rename(self.folder(number))
+        except OSError as error:
+            if not self.folder(number).exists():
+                raise
+            raise VersionError(
+                f"Version {number} of project {self.project} was published by another run; this one is dropped."
+            ) from error
 
     def make_current(self, number: int) -> None:
         """Put a version in service, a rejected one too: every process swaps to it by itself. 0 is what the project started from.
@@ -205,16 +223,18 @@ class ProjectVersions:
             VersionError: there is no such version.
         """
         if number != STARTER_NUMBER and number not in self.numbers():
-            raise VersionError(f"Project {self.project} has no version {number}; it has {self.numbers()}, and 0, its beginning.")
-        self._point(number, newest_seen=max([number, *self.numbers()]))
+            known = ", ".join(self.name(known) for known in self.numbers()) or "none"
+            raise VersionError(f"There is no version {self.name(number)}; there are {known}, and v0, where they started from.")
+        with locked(self.root / "lock"):
+            self._point(number, newest_seen=max([number, *self.numbers()]))
 
     def _point(self, number: int, newest_seen: int) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         aside = self._current.with_name(f".current.{uuid.uuid4().hex}")
         aside.write_text(f"{number} {newest_seen}\n")
-        _sync(aside)
+        sync(aside)
         aside.replace(self._current)
-        _sync(self.root)
+        sync(self.root)
 
     def next_number(self) -> int:
         """Return the number that the next version gets: never one that was used before."""
@@ -264,16 +284,3 @@ def projects_with_versions(models_dir: Path) -> list[int]:
     if not models_dir.is_dir():
         return []
     return sorted(int(entry.name) for entry in models_dir.iterdir() if re.fullmatch("[0-9]+", entry.name))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

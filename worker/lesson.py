@@ -13,7 +13,7 @@ from toxicity.comments import LabelledComment
 from toxicity.corpus import anchors_file, read_corpus
 from toxicity.examples import ExampleStore, Snapshot
 from toxicity.fine_tuning import replay_indices
-from toxicity.hold_out import is_for_stopping, newly_assigned_by_text, place, without_texts
+from toxicity.hold_out import is_for_stopping, newly_assigned_by_text, place, text_hash, without_copies, without_texts
 from toxicity.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -60,19 +60,21 @@ def _held_out(
     store: ExampleStore, project: int, snapshot: Snapshot, sides: dict[int, bool]
 ) -> tuple[list[LabelledComment], list[LabelledComment], list[LabelledComment]]:
     """What tells when to stop, what judges, and what is more than is needed for either but is not learned all the same."""
-    held_out = sorted((task for task in snapshot.targets if sides[task]), key=lambda task: place(project, task))
+    tasks = sorted((task for task in snapshot.targets if sides[task]), key=lambda task: place(project, task))
+    held_out = without_copies(store.comments(project, snapshot, tasks))
     used, unused = held_out[:MOST_HELD_OUT], held_out[MOST_HELD_OUT:]
-    stopping = [task for task in used if is_for_stopping(project, task)]
-    judging = [task for task in used if not is_for_stopping(project, task)]
-    first, second, third = (store.comments(project, snapshot, tasks) for tasks in (stopping, judging, unused))
-    return first, second, third
+    stopping = [comment for comment in used if is_for_stopping(project, text_hash(comment.text))]
+    judging = [comment for comment in used if not is_for_stopping(project, text_hash(comment.text))]
+    return stopping, judging, unused
 
 
 def _sides(settings: Settings, store: ExampleStore, project: int, snapshot: Snapshot) -> dict[int, bool]:
     sides = store.sides(project)
     if snapshot.targets.keys() - sides.keys():
-        text_hashes = store.text_hashes(project, list(snapshot.targets))
-        store.assign(project, newly_assigned_by_text(project, snapshot.targets, text_hashes, sides, settings.hold_out))
+        texts, of_texts = store.text_hashes(project, list(snapshot.targets)), store.text_sides(project)
+        new = newly_assigned_by_text(project, snapshot.targets, texts, sides, of_texts, settings.hold_out)
+        known = {**sides, **new}
+        store.assign(project, new, {texts[task]: known[task] for task in snapshot.targets if texts[task] not in of_texts})
         sides = store.sides(project)  # a rival run may have been first
     return sides
 

@@ -28,7 +28,7 @@ from toxicity.model_card import model_cards
 from toxicity.redis_connection import connect_patiently
 from toxicity.settings import LOG_FORMAT, Settings, settings_from_environment
 from toxicity.training_queue import TrainingQueue
-from toxicity.versions import STARTER_NUMBER, LoadedVersion, ProjectVersions, VersionError
+from toxicity.versions import STARTER_NUMBER, LoadedVersion, OvertakenError, ProjectVersions, VersionError
 from worker.lesson import Lesson, next_lesson
 from worker.project_lock import ProjectLock
 
@@ -60,6 +60,7 @@ def learn_and_publish(settings: Settings, store: ExampleStore, project: int, loc
     _report(stage="loading")
     number = versions.next_number()  # before training: a rival run from the same parent gets the same one, and one of them wins
     in_service = versions.current()
+    replacing = versions.name(in_service)
     parent = _parent(settings, versions, in_service)
     attempts = _attempts(versions, in_service)
     lesson = next_lesson(settings, store, project, parent.watermark, attempts, seed=number)
@@ -67,7 +68,7 @@ def learn_and_publish(settings: Settings, store: ExampleStore, project: int, loc
         store.caught_up(project, lesson.watermark)
         logger.info("project %d: nothing new since %s", project, parent.name)
         return {"published": None, "live": parent.name}
-    trial = begin_trial(lesson.judging, _rivals(settings, versions, parent))
+    trial = begin_trial(lesson.judging, _rivals(settings, versions, parent), settings.precision_floor)
     rate = settings.learning_rate if parent.trained else CORPUS_PLAN.learning_rate  # a fresh head has further to go
     plan = TrainingPlan(settings.train_epochs, rate, seed=number)
     cast(Classifier, parent.classifier).fold(parent.calibration)  # only now: the live version has answered as it is served
@@ -77,14 +78,15 @@ def learn_and_publish(settings: Settings, store: ExampleStore, project: int, loc
     _report(stage="publishing")
     if lock is not None:
         lock.require()
-    if versions.current() != in_service:
-        logger.warning("project %d: got another live version while it was trained; this run is dropped", project)
-        return {"published": None, "live": versions.name(versions.current())}
     classifier = cast(Classifier, parent.classifier)
-    versions.publish(manifest, classifier.weights(), model_cards(manifest, project))
+    try:
+        versions.publish(manifest, classifier.weights(), model_cards(manifest, project), replacing)
+    except OvertakenError as error:  # rolled back, or a new base: the sweeper asks for another run
+        logger.warning("%s", error)
+        return {"published": None, "live": versions.name(versions.current())}
     removed = versions.prune(settings.keep_versions)
     store.caught_up(project, lesson.watermark)
-    return _outcome(project, manifest, lesson, trained, len(removed), versions.name(in_service))
+    return _outcome(project, manifest, lesson, trained, len(removed), replacing)
 
 
 def _outcome(project: int, manifest: Manifest, lesson: Lesson, trained: Trained, removed: int, in_service: str) -> dict[str, Any]:
@@ -148,7 +150,11 @@ def _attempts(versions: ProjectVersions, in_service: int) -> int:
     newest = max(versions.numbers(), default=STARTER_NUMBER)
     if newest <= in_service or newest in versions.accepted():
         return 0
-    return int(versions.manifest(newest).training.get("attempts", 0)) + 1
+    try:
+        return int(versions.manifest(newest).training.get("attempts", 0)) + 1
+    except VersionError as error:
+        logger.warning("project %d: how often training was tried is not known: %s", versions.project, error)
+        return 0
 
 
 def _rivals(settings: Settings, versions: ProjectVersions, parent: LoadedVersion) -> list[LoadedVersion]:
@@ -204,7 +210,7 @@ def _manifest(
 ) -> Manifest:
     classifier = cast(Classifier, parent.classifier)
     decision = Decision(thresholds=parent.thresholds)  # the calibration is in the head by now
-    judgement = end_trial(trial, classifier, decision, settings.precision_floor)
+    judgement = end_trial(trial, classifier, decision)
     judgement.measures["training_loss"] = trained.loss
     training = {
         "source": "new or changed examples of the project",
