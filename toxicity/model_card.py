@@ -76,8 +76,8 @@ Puts six labels ({", ".join(manifest.labels)}) on a comment. Made {manifest.crea
 {chr(10).join(_row(manifest, column) for column in range(len(LABELS)))}
 
 Mean ROC AUC {_shown(manifest.measures.get("mean_roc_auc"))}, log loss {_shown(manifest.measures.get("log_loss"))}, training loss
-{_shown(manifest.measures.get("training_loss"))}. F1, precision, recall and log loss flatter a little where thresholds and calibration were chosen
-on the comments that they are measured on. {LIMITS}
+{_shown(manifest.measures.get("training_loss"))}. F1, precision, recall and log loss flatter a little where thresholds and
+calibration were chosen on the comments that they are measured on. {LIMITS}
 """
 
 
