@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=300, help="annotations between two training runs")
     parser.add_argument("--limit", type=int, default=0, help="only the first so many comments")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--random-only", action="store_true", help="leave out least-confident-first, which takes as long again")
     parser.add_argument("--output", type=Path, default=Path("stream.png"), help="where the learning curve is drawn")
     given = parser.parse_args()
     comments = read_corpus(given.train).comments
@@ -81,7 +82,7 @@ def main() -> None:
     encoder = embedded_saved_model(settings.data_dir)
     with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as connection:
         curves = {}
-        for project, order in enumerate((RANDOM, ACTIVE), 1):
+        for project, order in enumerate((RANDOM,) if given.random_only else (RANDOM, ACTIVE), 1):
             its = replace(settings, data_dir=Path(folder) / str(project), encoder=str(encoder))
             curves[order] = simulate(its, ExampleStore(connection), project, stream, order)
         at_once = train_at_once(replace(settings, encoder=str(encoder)), stream)
