@@ -53,6 +53,7 @@ class Curve:
     auc: list[float] = field(default_factory=list)
     first_batches: list[float] = field(default_factory=list)  # on the held-out part of what came first
     rejected: int = 0
+    final: float = float("nan")  # after the last batch, on all comments that were not in the stream
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Stream:
     """The comments that come, those that everything is measured on, and how many come at a time."""
 
     comments: list[LabelledComment]
-    validation: list[LabelledComment]
+    validation: list[LabelledComment]  # after each batch
+    others: list[LabelledComment]  # at the end: more of them, so that rare labels weigh by more than a few positives
     batch: int
     seed: int
 
@@ -77,7 +79,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("stream.png"), help="where the learning curve is drawn")
     given = parser.parse_args()
     comments = read_corpus(given.train).comments
-    stream = Stream(comments[: given.limit or None], read_corpus(given.validate).comments, given.batch, given.seed)
+    limit, validation = given.limit or len(comments), read_corpus(given.validate).comments
+    stream = Stream(comments[:limit], validation, [*validation, *comments[limit:]], given.batch, given.seed)
     settings = settings_from_environment()
     encoder = embedded_saved_model(settings.data_dir)
     with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as connection:
@@ -140,6 +143,8 @@ def simulate(settings: Settings, store: ExampleStore, project: int, stream: Stre
             f"{order:22} {curve.annotated[-1]:6} annotated, AUC {curve.auc[-1]:.4f}, first {curve.first_batches[-1]:.4f}, {told}",
             flush=True,
         )
+    if live is not None:
+        curve.final = mean_auc(live.classifier.predict(texts(stream.others)), stream.others)
     return curve
 
 
@@ -161,8 +166,8 @@ def train_at_once(settings: Settings, stream: Stream) -> Curve:
     """Train once on everything, as `python -m toxicity train` does."""
     classifier = build_classifier(settings.encoder, settings.data_dir, settings.max_length, training_devices())
     trained = fine_tune(classifier, stream.comments, CORPUS_PLAN, recipe=corpus_recipe(positive_weights(stream.comments)))
-    auc = mean_auc(classifier.predict(texts(stream.validation)), stream.validation)
-    return Curve([len(stream.comments)], [len(stream.comments) * trained.epochs], [auc], [float("nan")])
+    auc, final = (mean_auc(classifier.predict(texts(each)), each) for each in (stream.validation, stream.others))
+    return Curve([len(stream.comments)], [len(stream.comments) * trained.epochs], [auc], [float("nan")], final=final)
 
 
 def texts(comments: Sequence[LabelledComment]) -> list[str]:
@@ -178,17 +183,17 @@ def mean_auc(probabilities: FloatArray, comments: Sequence[LabelledComment]) -> 
 def print_table(stream: Stream, curves: dict[str, Curve], at_once: Curve) -> None:
     """Print what the stream reached, beside one training on everything and beside retraining on everything after each batch."""
     epochs = CORPUS_PLAN.epochs
-    print(f"\n{len(stream.comments)} comments in batches of {stream.batch}, measured on {len(stream.validation)} others\n")
+    print(f"\n{len(stream.comments)} comments in batches of {stream.batch}, measured on {len(stream.others)} others\n")
     print(f"{'':30} {'AUC':>7} {'trained':>9} {'of retraining':>14} {'first':>7} {'last':>7} {'rejected':>9}")
     for order, curve in curves.items():
         retraining = sum(epochs * annotated for annotated in curve.annotated)
         first, last = curve.first_batches[:FIRST_BATCHES][-1], curve.first_batches[-1]
         print(
-            f"{order:30} {curve.auc[-1]:7.4f} {curve.trained[-1]:9} {curve.trained[-1] / retraining:14.1%} "
+            f"{order:30} {curve.final:7.4f} {curve.trained[-1]:9} {curve.trained[-1] / retraining:14.1%} "
             f"{first:7.4f} {last:7.4f} {curve.rejected:6} of {len(curve.auc)}"
         )
-    print(f"{'everything at once':30} {at_once.auc[-1]:7.4f} {at_once.trained[-1]:9}")
-    print("\nAUC: mean ROC AUC after the whole stream. trained: comments times passes.")
+    print(f"{'everything at once':30} {at_once.final:7.4f} {at_once.trained[-1]:9}")
+    print("\nAUC: mean ROC AUC after the whole stream, on all comments that were not in it. trained: comments times passes.")
     print("of retraining: of what training anew on everything after each batch would have trained.")
     print(f"first, last: mean ROC AUC on the held-out part of the first {FIRST_BATCHES} batches, just after them and at the end.")
     goal = max(curves[RANDOM].auc)
