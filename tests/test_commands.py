@@ -396,6 +396,6 @@ def test_ctrl_c_ends_train_in_one_line_and_writes_nothing(training: "subprocess.
     training.send_signal(signal.SIGINT)
     assert training.wait(60) == 130
     rest = training.stderr.read()
-    assert rest.endswith("\ntoxicity: interrupted; nothing was written\n")
+    assert rest.endswith("\ntoxicity: interrupted; nothing is left half written\n")
     assert "Traceback" not in shown + rest
     assert base.numbers() == []

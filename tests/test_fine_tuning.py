@@ -217,7 +217,7 @@ def test_an_exception_from_report_ends_the_run(tiny: Classifier) -> None:
 
 def test_a_loss_that_is_no_number_ends_the_run(tiny: Classifier) -> None:
     tiny.set_weights({name: np.full_like(value, np.nan) for name, value in tiny.weights().items()})
-    with pytest.raises(ValueError, match="step 1 of 8, with the learning rate .*: lower it"):
+    with pytest.raises(ValueError, match=r"step 1 of 8, with the learning rate .*: lower it"):
         fine_tune(tiny, COMMENTS, PLAN)
 
 
