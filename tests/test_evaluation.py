@@ -150,6 +150,12 @@ def one_label(truth: list[int], given: list[float]) -> tuple[FloatArray, FloatAr
     return np.array(truth, np.float64), np.array(given[: len(truth)])
 
 
+def test_a_threshold_separates_probabilities_that_are_next_to_each_other() -> None:
+    above = np.nextafter(0.5, 1)
+    truth, given = np.array([0.0] * 12 + [1.0] * 12), np.array([0.5] * 12 + [above] * 12)
+    assert choose_thresholds(*first_label_only(truth, given), FALLBACK)[0] == above
+
+
 @given(TRUTH, GIVEN)
 def test_no_threshold_has_a_better_f1_than_the_chosen_one(truth_list: list[int], given_list: list[float]) -> None:
     truth, given = one_label(truth_list, given_list)

@@ -126,10 +126,11 @@ def choose_thresholds(
             best = int(reaching[0]) if len(reaching) else int(np.lexsort((recall, precision))[-1])
         else:
             best = int(np.argmax(2 * precision * recall / np.maximum(precision + recall, 1e-12)))
-        below = given[given < candidates[best]]
-        # Halfway to the next lower probability, so that a comment's answer does not sit on the threshold.
-        middle = (candidates[best] + (below.max() if len(below) else 0.0)) / 2
-        chosen.append(float(np.clip(middle, *THRESHOLD_RANGE)))
+        below = given[given < candidates[best]].max(initial=0.0)
+        # Halfway to the next lower probability, so that a comment's answer does not sit on the threshold; of two numbers with
+        # none between them, the half may be the lower.
+        middle = (candidates[best] + below) / 2
+        chosen.append(float(np.clip(middle if middle > below else candidates[best], *THRESHOLD_RANGE)))
     return tuple(chosen)
 
 
