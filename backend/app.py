@@ -14,6 +14,8 @@ import redis
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import BadRequest, HTTPException, ServiceUnavailable
 
+from backend.batching import OutOfTimeError
+from backend.faults import place_of
 from backend.model import Services, ToxicityModel, build_services
 from toxicity.label_studio import project_id
 from toxicity.labelling_config import LabellingConfigError, LabelStudioError, read_config
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 WAITING_PREDICTIONS = 8  # fewer than the threads beside those for predictions (backend/__main__.py)
 SLOT_SECONDS = 10.0
+RETRY_SECONDS = 5
 MAX_REQUEST_BYTES = 256 * 1024 * 1024  # 3,000 tasks with comments of ordinary length take about 3 MB
 
 
@@ -126,7 +129,7 @@ class PredictionSlots:
     @staticmethod
     def _busy() -> ServiceUnavailable:
         reason = "Every slot for predictions is taken: try again, ask for fewer tasks at once, or raise THREADS."
-        return ServiceUnavailable(reason, retry_after=5)
+        return ServiceUnavailable(reason, retry_after=RETRY_SECONDS)
 
 
 def _body() -> dict[str, Any]:
@@ -158,6 +161,11 @@ def _add_error_answers(app: Flask) -> None:
         logger.warning("%s refused: %s", request.path, reason)
         return jsonify(error=str(error)), 400
 
+    @app.errorhandler(OutOfTimeError)
+    def out_of_time(error: OutOfTimeError) -> tuple[Response, int, dict[str, str]]:
+        logger.warning("%s: %s", request.path, error)
+        return jsonify(error=str(error)), 503, {"Retry-After": str(RETRY_SECONDS)}
+
     @app.errorhandler(redis.RedisError)
     def redis_failed(error: redis.RedisError) -> tuple[Response, int]:
         logger.error("%s: Redis failed (%s); the event was not recorded", request.path, type(error).__name__)
@@ -172,10 +180,5 @@ def _add_error_answers(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> tuple[Response, int]:
-        # Without the message and the values: either may hold a comment.
-        where = error.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        place = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where else "an unknown place"
-        logger.error("%s failed: %s at %s", request.path, type(error).__name__, place)
+        logger.error("%s failed: %s at %s", request.path, type(error).__name__, place_of(error))
         return jsonify(error=f"An unexpected {type(error).__name__} happened; the backend's log says where."), 500

@@ -12,6 +12,7 @@ from typing import Any
 
 from label_studio_ml.model import LabelStudioMLBase
 
+from backend.batching import Batching
 from backend.live_model import LiveModels
 from toxicity.examples import ExampleStore
 from toxicity.label_studio import TRAINING_EVENTS, Changes, comment_text, prediction, project_id, read_event, readable_annotations
@@ -28,6 +29,7 @@ class Services:
     """What a web process has once and every request uses."""
 
     live_models: LiveModels
+    batching: Batching
     examples: ExampleStore
     training: TrainingQueue
 
@@ -35,7 +37,8 @@ class Services:
 def build_services(settings: Settings) -> Services:
     """Return a process' services; the live models are not started yet."""
     connection = connect_tightly(settings)
-    return Services(LiveModels(settings), ExampleStore(connection), TrainingQueue(connection, settings))
+    batching = Batching(settings.cached_predictions)
+    return Services(LiveModels(settings), batching, ExampleStore(connection), TrainingQueue(connection, settings))
 
 
 @cache
@@ -77,7 +80,7 @@ class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml 
         """Return one prediction for each task, in order, all of them by one version."""
         project = self.project if self.project is not None else _project_of(tasks)
         live = self.services.live_models.of(project)
-        probabilities = live.predict([comment_text(task, self._config) for task in tasks])
+        probabilities = self.services.batching.predict(live, [comment_text(task, self._config) for task in tasks])
         return [prediction(row, live.thresholds, live.name, self._config) for row in probabilities.tolist()]
 
     def fit(self, tasks: Iterable[Mapping[str, Any]], workdir: str | None = None, **kwargs: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from toxicity.classifier import HEAD, build_classifier
+from toxicity.classifier import build_classifier
 from toxicity.comments import LabelledComment
 from toxicity.corpus import read_corpus
 from toxicity.devices import training_devices
@@ -32,6 +32,7 @@ from toxicity.fine_tuning import (
     rate_factor,
     weighted_cross_entropy,
 )
+from toxicity.fingerprint import HEAD
 from toxicity.hold_out import place, stratum
 from toxicity.labels import LABELS
 from toxicity.settings import EMBEDDED, Settings, settings_from_environment

@@ -20,7 +20,7 @@ import matplotlib as mpl
 import numpy as np
 import redis
 
-from toxicity.classifier import FloatArray, build_classifier
+from toxicity.classifier import build_classifier
 from toxicity.comments import LabelledComment
 from toxicity.corpus import read_corpus
 from toxicity.devices import training_devices
@@ -31,6 +31,7 @@ from toxicity.fine_tuning import CORPUS_PLAN, corpus_recipe, fine_tune, positive
 from toxicity.label_studio import Annotation, Changes
 from toxicity.labels import confidence
 from toxicity.loading import load_newest
+from toxicity.predicting import FloatArray
 from toxicity.redis_connection import redis_server_command, socket_path
 from toxicity.settings import Settings, settings_from_environment
 from toxicity.versions import LoadedVersion, ProjectVersions

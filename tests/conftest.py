@@ -1,5 +1,6 @@
 """Fixtures: a data folder and a real Redis of each test's own, and a classifier that needs no TensorFlow."""
 
+import abc
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -81,7 +82,20 @@ def connection(redis_settings: Settings) -> Iterator[redis.Redis]:
     client.close()
 
 
-class VersionEncodingPredictor:
+class PredictorStandIn(abc.ABC):
+    """Stands in for a network: its subclasses say what is answered to texts."""
+
+    @abc.abstractmethod
+    def predict(self, comments: Sequence[str]) -> npt.NDArray[np.float32]: ...
+
+    def encode(self, comment: str) -> Sequence[int]:
+        return [ord(character) for character in comment]
+
+    def predict_encoded(self, encoded: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        return self.predict(["".join(map(chr, ids)) for ids in encoded])
+
+
+class VersionEncodingPredictor(PredictorStandIn):
     """Answers every comment with its version's number in all six columns, so that an answer shows who gave it."""
 
     def __init__(self, number: int) -> None:

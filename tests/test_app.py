@@ -19,9 +19,10 @@ import redis
 from flask.testing import FlaskClient
 
 from backend.app import create_app
+from backend.batching import Batching, OutOfTimeError
 from backend.live_model import LiveModels, Loader
 from backend.model import Services
-from tests.conftest import CARDS, REJECTED, load_without_tensorflow, manifest_of, publish
+from tests.conftest import CARDS, REJECTED, PredictorStandIn, load_without_tensorflow, manifest_of, publish
 from toxicity.calibration import Calibration
 from toxicity.examples import BEGINNING, ExampleStore
 from toxicity.labelling_config import DEFAULT_CONFIG
@@ -43,7 +44,7 @@ def store(connection: redis.Redis) -> ExampleStore:
 
 def services_of(settings: Settings, loader: Loader = load_without_tensorflow) -> Services:
     connection = connect_tightly(settings)
-    return Services(LiveModels(settings, loader), ExampleStore(connection), TrainingQueue(connection, settings))
+    return Services(LiveModels(settings, loader), Batching(100), ExampleStore(connection), TrainingQueue(connection, settings))
 
 
 def loader_of(predictor: Predictor) -> Loader:
@@ -136,7 +137,7 @@ def test_the_tasks_own_project_counts_where_the_request_names_none(client: Flask
     assert answer["results"][0]["model_version"] == "v2"
 
 
-class LengthPredictor:
+class LengthPredictor(PredictorStandIn):
     """Answers with each comment's length, so that an answer shows which comment it belongs to."""
 
     def predict(self, comments: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -373,7 +374,7 @@ def test_health_and_setup_answer_while_the_model_is_loading(redis_settings: Sett
     services.live_models.close()
 
 
-class FailingPredictor:
+class FailingPredictor(PredictorStandIn):
     """Fails with the comments in its message, as libraries like to do."""
 
     def predict(self, comments: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -388,7 +389,7 @@ def test_an_unexpected_fault_is_answered_and_logged_without_the_comment(
     assert answer.status_code == 500
     assert answer.json == {"error": "An unexpected RuntimeError happened; the backend's log says where."}
     assert CANARY not in logged(caplog)
-    assert re.search(r"/predict failed: RuntimeError at \S+test_app.py:\d+", caplog.text)
+    assert re.search(r"failed: RuntimeError at \S+test_app.py:\d+", caplog.text)
 
 
 def test_no_log_record_holds_a_comment(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
@@ -459,7 +460,7 @@ def test_when_every_slot_is_taken_a_prediction_is_refused_and_the_rest_answers(
     monkeypatch.setattr("backend.app.SLOT_SECONDS", 0.1)
     entered, leave = threading.Event(), threading.Event()
 
-    class Slow:
+    class Slow(PredictorStandIn):
         def predict(self, comments: Sequence[str]) -> npt.NDArray[np.float32]:
             entered.set()
             assert leave.wait(30)
@@ -487,3 +488,13 @@ def test_why_a_config_does_not_fit_stands_in_the_log_to_which_label_studio_sends
 ) -> None:
     assert client.post("/setup", json={"project": "1.2", "schema": IMAGES_ONLY}).status_code == 400
     assert any("/setup refused: The labelling config has no <Text" in record.getMessage() for record in caplog.records)
+
+
+def test_a_request_that_took_too_long_is_answered_503(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict(*_: object) -> None:
+        raise OutOfTimeError("9 of 30 comments were computed")
+
+    monkeypatch.setattr(Batching, "predict", predict)
+    answer = client.post("/predict", json={"tasks": [task_of("bread")] * 30})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert answer.get_json() == {"error": "9 of 30 comments were computed"}

@@ -10,7 +10,8 @@ import tf_keras
 
 import toxicity.classifier
 from tests.conftest import TINY_VOCABULARY, save_tiny_encoder
-from toxicity.classifier import HEAD, Classifier, build_classifier
+from toxicity.classifier import Classifier, build_classifier
+from toxicity.fingerprint import HEAD
 from toxicity.labels import LABELS
 
 pytestmark = pytest.mark.tensorflow
@@ -34,8 +35,7 @@ def test_a_comments_probabilities_do_not_depend_on_what_it_is_padded_beside(clas
 def test_answers_stand_in_the_order_of_the_comments(
     classifier: Classifier, comments_per_pass: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(toxicity.classifier, "COMMENTS_PER_PASS", comments_per_pass)
-    monkeypatch.setattr(toxicity.classifier, "BATCH_SIZE", 2)
+    monkeypatch.setattr(toxicity.predicting, "COMMENTS_PER_PASS", comments_per_pass)
     alone = np.concatenate([classifier.predict([comment]) for comment in COMMENTS])
     assert np.abs(alone[:, None] - alone[None]).max(axis=2)[np.triu_indices(len(COMMENTS), 1)].min() > 1e-3
     np.testing.assert_allclose(classifier.predict(COMMENTS), alone, atol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toxicity.classifier import Classifier, FloatArray, build_classifier
+from toxicity.classifier import Classifier, build_classifier
 from toxicity.comments import LabelledComment
 from toxicity.fine_tuning import (
     Progress,
@@ -23,6 +23,7 @@ from toxicity.fine_tuning import (
     rate_factor,
     replay_indices,
 )
+from toxicity.predicting import FloatArray
 from toxicity.settings import EMBEDDED
 
 pytestmark = pytest.mark.tensorflow

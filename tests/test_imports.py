@@ -14,7 +14,10 @@ from toxicity.training_queue import TRAINING_FUNCTION
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("toxicity", "backend", "worker")
 TENSORFLOW_PACKAGES = {"tensorflow", "tf_keras", "keras", "tensorflow_hub", "bert", "sentencepiece"}
-TENSORFLOW_MODULES = {f"toxicity.{name}" for name in ("tokenizer", "encoder", "classifier", "fine_tuning", "devices")}
+TENSORFLOW_MODULES = {
+    f"toxicity.{name}"
+    for name in ("tokenizer", "bert", "encoder", "classifier", "serving", "fine_tuning", "optimizer", "devices")
+}
 STATISTICS_PACKAGES = {"sklearn", "scipy"}
 PICKLING = {"pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}
 LONGEST_MODULE = 300
@@ -101,7 +104,7 @@ def test_flask_stays_in_the_backend() -> None:
     assert {module.split(".")[0] for module in importers_of({"flask", "werkzeug", "gunicorn"})} == {"backend"}
 
 
-def test_tensorflow_stays_in_five_modules() -> None:
+def test_tensorflow_stays_in_a_few_modules() -> None:
     assert importers_of(TENSORFLOW_PACKAGES) == TENSORFLOW_MODULES
 
 

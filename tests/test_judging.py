@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 import toxicity.verdict
-from tests.conftest import publish
+from tests.conftest import PredictorStandIn, publish
 from toxicity.calibration import Calibration, Decision
 from toxicity.classifier import Classifier, build_classifier
 from toxicity.comments import LabelledComment
@@ -43,7 +43,7 @@ PARENT = Decision(Calibration((2.0,) * 6, (-0.5,) * 6), (0.3, 0.4, 0.5, 0.6, 0.7
 PLAN = TrainingPlan(epochs=30, learning_rate=1e-2)
 
 
-class Shouting:
+class Shouting(PredictorStandIn):
     """Takes a comment for rude where it has an exclamation mark, and is so sure of that."""
 
     def __init__(self, sure: float) -> None:

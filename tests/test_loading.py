@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import toxicity.loading
 from tests.conftest import ACCEPTED, CARDS, REJECTED, TINY_VOCABULARY, manifest_of, save_tiny_encoder
 from toxicity.calibration import IDENTITY, Calibration
 from toxicity.classifier import Classifier, build_classifier
@@ -15,13 +16,22 @@ from toxicity.examples import BEGINNING
 from toxicity.labels import DEFAULT_THRESHOLDS
 from toxicity.loading import GOLDEN_COMMENTS, EncoderChangedError, check_golden, golden_outputs, load_newest, load_version
 from toxicity.manifest import Manifest
+from toxicity.predicting import FloatArray
+from toxicity.serving import ServingClassifier
 from toxicity.settings import Settings
+from toxicity.starter import apply_starter, starter_file
 from toxicity.versions import BASE_PROJECT, WEIGHTS_FILE, ProjectVersions, VersionError
 
 pytestmark = pytest.mark.tensorflow
 
 COMMENTS = ("bread", "you fool", "")
 CALIBRATION = Calibration((0.5, 1.0, 1.5, 2.0, 2.5, 3.0), (-1.0, 0.0, 1.0, 2.0, 0.5, -0.5))
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded is compared number for number here."""
+    monkeypatch.setattr("toxicity.devices.has_bfloat16", lambda *given: False)
 
 
 @pytest.fixture
@@ -50,13 +60,13 @@ def learned(tiny_settings: Settings) -> Classifier:
     return classifier
 
 
-def manifest_for(classifier: Classifier) -> Manifest:
+def manifest_for(classifier: Classifier | ServingClassifier | ServingClassifier) -> Manifest:
     manifest = manifest_of(1, watermark="12-3", fingerprint=classifier.fingerprint())
     thresholds = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     return replace(manifest, golden_outputs=golden_outputs(classifier), thresholds=thresholds, calibration=CALIBRATION)
 
 
-def publish(versions: ProjectVersions, classifier: Classifier, manifest: Manifest | None = None) -> None:
+def publish(versions: ProjectVersions, classifier: Classifier | ServingClassifier, manifest: Manifest | None = None) -> None:
     versions.publish(manifest or manifest_for(classifier), classifier.weights(), CARDS)
 
 
@@ -230,3 +240,24 @@ def test_another_encoder_starts_without_a_starter_and_says_so(
         loaded = load_version(tiny_settings, versions, 0)
     assert "There is no starter for ENCODER=" in caplog.text
     assert loaded.classifier.predict(COMMENTS).shape == (3, 6)
+
+
+@pytest.mark.parametrize("tolerance", [0.02, 1e-9])
+def test_a_version_answers_in_bfloat16_if_that_changes_little_and_else_in_float32(
+    tolerance: float, settings: Settings, versions: ProjectVersions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(settings, max_length=32)
+    exact = ServingClassifier(32, bfloat16=False)
+    apply_starter(exact, starter_file())
+    kept: dict[str, FloatArray] = {}
+    monkeypatch.setattr(exact, "weights", lambda: kept)
+    recorder = ServingClassifier(32, bfloat16=False)
+    monkeypatch.setattr(recorder, "set_weights", kept.update)
+    apply_starter(recorder, starter_file())
+    publish(versions, exact)
+    monkeypatch.setattr("toxicity.devices.has_bfloat16", lambda *given: True)
+    monkeypatch.setattr(toxicity.loading, "GOLDEN_TOLERANCE", tolerance)
+    loaded = load_version(short, versions, 1).classifier
+    difference = np.abs(loaded.predict(COMMENTS) - exact.predict(COMMENTS)).max()
+    assert difference < 0.01
+    assert (difference == 0) == (tolerance < 1e-3)

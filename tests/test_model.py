@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from label_studio_ml.api import _manager, init_app
 from label_studio_ml.model import LabelStudioMLBase
 
+from backend.batching import Batching
 from backend.live_model import LiveModels
 from backend.model import Services, ToxicityModel, services_of_this_process
 from tests.conftest import load_without_tensorflow, publish
@@ -42,7 +43,9 @@ def store(connection: redis.Redis) -> ExampleStore:
 
 @pytest.fixture
 def services(connection: redis.Redis, redis_settings: Settings, store: ExampleStore) -> Services:
-    return Services(LiveModels(redis_settings, load_without_tensorflow), store, TrainingQueue(connection, redis_settings))
+    return Services(
+        LiveModels(redis_settings, load_without_tensorflow), Batching(100), store, TrainingQueue(connection, redis_settings)
+    )
 
 
 @pytest.fixture
@@ -88,7 +91,7 @@ def test_without_services_they_come_from_the_environment(monkeypatch: pytest.Mon
     def build(settings: Settings) -> Services:
         built.append(settings)
         connection = connect_tightly(settings)
-        return Services(LiveModels(settings), ExampleStore(connection), TrainingQueue(connection, settings))
+        return Services(LiveModels(settings), Batching(100), ExampleStore(connection), TrainingQueue(connection, settings))
 
     monkeypatch.setattr("backend.model.build_services", build)
     monkeypatch.setattr(

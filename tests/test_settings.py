@@ -11,7 +11,7 @@ VARIABLES = [field.name.upper() for field in dataclasses.fields(Settings)]
 EVERY_VARIABLE = """
 HOST=0.0.0.0 PORT=8080 REDIS_URL=redis://cache:6380/2 DATA_DIR=/srv/toxicity ENCODER=/srv/bert MAX_LENGTH=64 TRAIN_AFTER=8
 TRAIN_WAIT=0 TRAIN_EPOCHS=2 LEARNING_RATE=1e-05 TRAIN_TIMEOUT=60 REPLAY=0 HOLD_OUT=0.1 PRECISION_FLOOR=0.9
-CORPUS={corpus} KEEP_VERSIONS=3 SWAP_POLL=0.5 THREADS=4
+CORPUS={corpus} KEEP_VERSIONS=3 SWAP_POLL=0.5 THREADS=4 CACHED_PREDICTIONS=50
 LOG_LEVEL=DEBUG LABEL_STUDIO_URL=http://studio:8080 LABEL_STUDIO_API_KEY=not-a-real-key
 """
 
@@ -57,7 +57,7 @@ def test_a_value_of_the_wrong_kind_is_refused_by_variable_and_value(variable: st
 
 
 LEAST = {"PORT": 1, "MAX_LENGTH": 16, "TRAIN_AFTER": 1, "TRAIN_WAIT": 0, "TRAIN_EPOCHS": 1, "TRAIN_TIMEOUT": 1}
-LEAST |= {"REPLAY": 0, "KEEP_VERSIONS": 2, "THREADS": 1}
+LEAST |= {"REPLAY": 0, "KEEP_VERSIONS": 2, "THREADS": 1, "CACHED_PREDICTIONS": 1}
 
 
 @pytest.mark.parametrize(("variable", "least"), LEAST.items())

@@ -9,16 +9,18 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-import toxicity.starter
+import toxicity.starter_making
 from toxicity.calibration import Calibration, Decision, undo_weights
-from toxicity.classifier import Classifier, FloatArray, build_classifier
+from toxicity.classifier import Classifier, build_classifier
 from toxicity.comments import LabelledComment
 from toxicity.corpus import CorpusSplit
 from toxicity.evaluation import choose, measures, targets_of
 from toxicity.fine_tuning import Progress, TrainingPlan, positive_weights
 from toxicity.labels import LABELS
+from toxicity.predicting import FloatArray
 from toxicity.settings import EMBEDDED
-from toxicity.starter import RANK, _compressed, _expanded, apply_starter, make_starter, starter_file
+from toxicity.starter import apply_starter, expanded, starter_file
+from toxicity.starter_making import RANK, compressed, make_starter
 
 pytestmark = pytest.mark.tensorflow
 
@@ -86,28 +88,28 @@ def difference_of_rank(rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
 @pytest.mark.parametrize("rank", [0, 1, RANK])
 def test_a_difference_of_low_rank_survives_compression(rank: int) -> None:
     before, after = difference_of_rank(rank)
-    expanded = _expanded(before, _compressed(before, after))
-    assert expanded.keys() == after.keys()
+    restored = expanded(before, compressed(before, after))
+    assert restored.keys() == after.keys()
     for name, value in after.items():
-        assert expanded[name].dtype == np.float32
-        np.testing.assert_allclose(expanded[name], value, atol=1e-3, err_msg=name)
+        assert restored[name].dtype == np.float32
+        np.testing.assert_allclose(restored[name], value, atol=1e-3, err_msg=name)
 
 
 def test_compression_keeps_the_largest_directions_and_neither_embeddings_nor_pooler() -> None:
     before, after = difference_of_rank(RANK + 8)
-    kept = _compressed(before, after)
+    kept = compressed(before, after)
     assert not [name for name in kept if "embeddings" in name or "pooler" in name]
     assert {value.dtype for value in kept.values()} == {np.dtype(np.float16)}
     name = "encoder/layer/kernel"
     scale = np.linalg.svd(after[name] - before[name], compute_uv=False)
-    error = np.linalg.svd(_expanded(before, kept)[name] - after[name], compute_uv=False)
+    error = np.linalg.svd(expanded(before, kept)[name] - after[name], compute_uv=False)
     assert error[0] == pytest.approx(scale[RANK], rel=0.02)
 
 
 def test_a_starter_made_from_a_corpus_gives_a_fresh_classifier_what_was_learned(
     fresh: Classifier, shared_data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(toxicity.starter, "CORPUS_PLAN", TrainingPlan(epochs=1, learning_rate=2e-4, batch_size=20))
+    monkeypatch.setattr(toxicity.starter_making, "CORPUS_PLAN", TrainingPlan(epochs=1, learning_rate=2e-4, batch_size=20))
     file = tmp_path / "made.safetensors"
     rude, kind = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (0.0,) * 6
     comments = [LabelledComment(f"You {CANARY}-brained fool number {number}", rude) for number in range(22)]

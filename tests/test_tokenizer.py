@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import TINY_VOCABULARY
 from tests.test_encoder import sentence_piece_model
-from toxicity.encoder import embedded_model_dir
+from toxicity.bert import embedded_model_dir
 from toxicity.tokenizer import Tokenizer, Vocabulary, batches_by_length
 
 pytestmark = pytest.mark.tensorflow

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 from rq.job import JobStatus
@@ -20,6 +21,7 @@ from toxicity.label_studio import Annotation, Changes
 from toxicity.settings import Settings
 from toxicity.training_queue import TrainingQueue
 from toxicity.versions import ProjectVersions
+from worker.__main__ import NICENESS
 
 pytestmark = pytest.mark.processes
 PROJECT = 7
@@ -95,6 +97,7 @@ def test_a_killed_run_is_run_again_and_progress_stands_in_the_jobs_meta(
     assert progress["steps"] == 34  # 200 examples and 64 anchors in batches of 16, twice
     assert 1 <= progress["step"] <= 34
     for horse in horses():
+        assert psutil.Process(horse).nice() == NICENESS  # predictions go first
         os.kill(horse, signal.SIGKILL)
     assert versions.numbers() == []
     wait_for(lambda: versions.current() == 1, 120, log)

@@ -2,3 +2,7 @@
 
 Not here: Flask (backend/), RQ workers (worker/). Neither of those is ever imported from this package.
 """
+
+from toxicity.settings import prepare_tensorflow
+
+prepare_tensorflow()  # before any module of this package imports TensorFlow

@@ -245,7 +245,8 @@ def _starter(parsed: argparse.Namespace, settings: Settings) -> int:
     from toxicity.classifier import build_classifier
     from toxicity.devices import training_devices
     from toxicity.fine_tuning import CORPUS_PLAN
-    from toxicity.starter import make_starter, starter_file
+    from toxicity.starter import starter_file
+    from toxicity.starter_making import make_starter
 
     classifier = build_classifier(EMBEDDED, settings.data_dir, settings.max_length, training_devices())
     with training_bar(CORPUS_PLAN.epochs * len(split.training)) as report:

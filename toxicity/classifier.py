@@ -4,33 +4,28 @@ Not here: where weights are kept (versions.py) and how they are learned (fine_tu
 the average leaves padding out, and comments are padded to their batch instead of the maximum length.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
 from toxicity.calibration import Calibration
 from toxicity.devices import BFLOAT16, FLOAT16, Devices, share_gpu_memory
 from toxicity.encoder import Encoder, load_encoder
+from toxicity.fingerprint import HEAD, Weights, fingerprint, pretrained_digest, require_same_network
 from toxicity.labels import LABELS
-from toxicity.tokenizer import TokenBatch, Tokenizer, batches_by_length
+from toxicity.predicting import FloatArray, Predicting, batches_by_tokens
+from toxicity.settings import EMBEDDED
+from toxicity.tokenizer import TokenBatch, Tokenizer
 
-FloatArray = npt.NDArray[np.float32]
-Weights = Mapping[str, FloatArray]
-
-BATCH_SIZE = 32
 DROPOUT_RATE = 0.2
-HEAD = "dense_output"
-COMMENTS_PER_PASS = 1024  # tokenized at once: keeps memory flat whatever a request's size
 
 
-class Classifier:
+class Classifier(Predicting):
     """One set of weights that answers. Its weights are set before it serves and never after (docs/decisions/0004)."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, devices: Devices | None = None) -> None:
@@ -38,26 +33,23 @@ class Classifier:
         self.model = model
         self.tokenizer = tokenizer
         self.devices = devices
-        self._pretrained = self._digest()
+        self._pretrained = pretrained_digest(self.weights())
         signature = [tf.TensorSpec((None, None), tf.int32) for _ in range(3)]
         self._probabilities: Callable[..., Any] = tf.function(
             lambda *inputs: model(list(inputs), training=False), input_signature=signature
         )
 
-    def predict(self, comments: Sequence[str]) -> FloatArray:
-        """Return probabilities of shape (len(comments), 6), float32, columns in LABELS' order. Safe from several threads."""
-        probabilities = np.empty((len(comments), len(LABELS)), np.float32)
-        for start in range(0, len(comments), COMMENTS_PER_PASS):
-            encoded = [self.tokenizer.encode(comment) for comment in comments[start : start + COMMENTS_PER_PASS]]
-            for rows in batches_by_length([len(ids) for ids in encoded], BATCH_SIZE):
-                batch = self.tokenizer.pad([encoded[row] for row in rows])
-                probabilities[start + rows] = self.predict_batch(batch)
-        return probabilities
-
     def predict_batch(self, batch: TokenBatch) -> FloatArray:
         """Return probabilities of shape (comments, 6) for one padded batch."""
         result: FloatArray = self._probabilities(*batch.inputs()).numpy()
         return result
+
+    def predict_encoded(self, encoded: Sequence[Sequence[int]]) -> FloatArray:
+        """Return probabilities of shape (len(encoded), 6); comments of like length are computed together."""
+        probabilities = np.empty((len(encoded), len(LABELS)), np.float32)
+        for rows in batches_by_tokens([len(ids) for ids in encoded]):
+            probabilities[rows] = self.predict_batch(self.tokenizer.pad([encoded[row] for row in rows]))
+        return probabilities
 
     def variables(self) -> dict[str, Any]:
         """Return every trainable variable by the name under which its values are kept."""
@@ -93,12 +85,7 @@ class Classifier:
             ValueError: a name is missing or unknown, or a shape differs; nothing was changed then.
         """
         variables = self.variables()
-        if variables.keys() != weights.keys():
-            differing = sorted(variables.keys() ^ weights.keys())
-            raise ValueError(f"The weights are of another network: {len(differing)} names differ, the first is {differing[0]!r}.")
-        for name, variable in variables.items():
-            if tuple(variable.shape) != weights[name].shape:
-                raise ValueError(f"The weight {name!r} has shape {weights[name].shape}, expected {tuple(variable.shape)}.")
+        require_same_network(self._shapes(), weights)
         for name, variable in variables.items():
             variable.assign(weights[name])
 
@@ -112,23 +99,12 @@ class Classifier:
         kernel.assign(kernel.numpy() * slopes)
         bias.assign(bias.numpy() * slopes + np.array(calibration.offsets, np.float32))
 
-    def _digest(self) -> str:
-        """Of the encoder's weights as they were built: two encoders may have the same shapes and words."""
-        digest = hashlib.sha256()
-        for name, variable in sorted(self.variables().items()):
-            if not name.startswith(HEAD):
-                digest.update(variable.numpy().tobytes())
-        return digest.hexdigest()
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(variable.shape) for name, variable in self.variables().items()}
 
     def fingerprint(self) -> str:
-        """Return a sha256 of what weights must agree with: names, shapes, vocabulary, case rule, and the pretrained weights."""
-        described = {
-            "variables": [[name, *variable.shape] for name, variable in self.variables().items()],
-            "vocabulary": hashlib.sha256(self.tokenizer.vocabulary.file.read_bytes()).hexdigest(),
-            "lower_case": self.tokenizer.vocabulary.lower_case,
-            "pretrained": self._pretrained,
-        }
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        """Return what weights must agree with."""
+        return fingerprint(self._shapes(), self.tokenizer.vocabulary, self._pretrained)
 
 
 def build_classifier(handle: str, data_dir: Path, max_length: int, devices: Devices | None = None) -> Classifier:
@@ -141,8 +117,11 @@ def build_classifier(handle: str, data_dir: Path, max_length: int, devices: Devi
     """
     share_gpu_memory()
     strategy = devices.strategy() if devices else tf.distribute.get_strategy()
+    built_mixed = False
+    if handle == EMBEDDED and devices is not None and devices.precision == BFLOAT16:
+        built_mixed, devices = True, replace(devices, rewrites=False)
     with strategy.scope():
-        encoder = load_encoder(handle, data_dir)
+        encoder = load_encoder(handle, data_dir, bfloat16=built_mixed)
         tokenizer = Tokenizer(encoder.vocabulary, max_length)
         classifier = Classifier(_network(encoder), tokenizer, devices)
     try:

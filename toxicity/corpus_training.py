@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from toxicity.calibration import Decision, undo_weights
-from toxicity.classifier import COMMENTS_PER_PASS, build_classifier
+from toxicity.classifier import build_classifier
 from toxicity.comments import LabelledComment
 from toxicity.corpus import CorpusSplit, write_submission
 from toxicity.devices import training_devices
@@ -23,6 +23,7 @@ from toxicity.labels import LABELS
 from toxicity.loading import load_newest
 from toxicity.manifest import Manifest
 from toxicity.model_card import model_cards
+from toxicity.predicting import COMMENTS_PER_PASS
 from toxicity.settings import Settings
 from toxicity.versions import BASE_PROJECT, CORPUS_SOURCE, STARTER_NUMBER, LoadedVersion, ProjectVersions
 
@@ -53,7 +54,7 @@ def train_on_corpus(
             f"--publish and look at its measures, or leave out --project, or let training runs replay the corpus (CORPUS)."
         )
     in_service = versions.name(versions.current())  # which may not be what could be loaded: an encoder may have changed
-    live = load_newest(settings, versions)
+    live = load_newest(settings, versions, devices=training_devices())  # in the numbers that the candidate is in
     trial = begin_trial(split.held_out, [live], settings.precision_floor)
     del live
     classifier = build_classifier(settings.encoder, settings.data_dir, settings.max_length, training_devices())

@@ -27,6 +27,7 @@ class Devices:
 
     names: tuple[str, ...]
     precision: str | None
+    rewrites: bool = True  # False: the network is built in mixed precision, and TensorFlow has nothing to rewrite
 
     def strategy(self) -> Any:
         """Return tf.distribute.MirroredStrategy over several devices, and TensorFlow's default strategy for one."""
@@ -38,7 +39,7 @@ class Devices:
 
         The rewrite works on graphs, so on any TensorFlow Hub encoder; weights, and what they are kept as, stay float32.
         """
-        if self.precision is None:
+        if self.precision is None or not self.rewrites:
             yield
             return
         tf.config.optimizer.set_experimental_options({self.precision: True})
@@ -63,9 +64,15 @@ def training_devices(gpus: Sequence[Any] | None = None, cpu_info: Path = CPU_INF
         names = tuple(gpu.name.removeprefix("/physical_device:") for gpu in gpus)
         logger.info("training on %s, in mixed precision (float16)", ", ".join(names))
         return Devices(names, FLOAT16)
-    precision = BFLOAT16 if _has_bfloat16(cpu_info) else None
+    precision = BFLOAT16 if has_bfloat16(cpu_info) else None
     logger.info("training on the CPU, in %s", "mixed precision (bfloat16)" if precision else "float32")
     return Devices(("CPU:0",), precision)
+
+
+def answers_in_bfloat16(gpus: Sequence[Any] | None = None, cpu_info: Path = CPU_INFO) -> bool:
+    """Whether a network that is not trained answers in bfloat16: on a CPU that has it; on GPUs (None: those there are) not."""
+    gpus = share_gpu_memory() if gpus is None else gpus
+    return not gpus and has_bfloat16(cpu_info)
 
 
 def share_gpu_memory() -> list[Any]:
@@ -79,7 +86,8 @@ def share_gpu_memory() -> list[Any]:
     return gpus
 
 
-def _has_bfloat16(cpu_info: Path) -> bool:
+def has_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
+    """Whether the processor multiplies in bfloat16; where that cannot be found out, no."""
     try:
         words = cpu_info.read_text(errors="replace").split()
     except OSError:  # not Linux

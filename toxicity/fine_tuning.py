@@ -4,7 +4,6 @@ Not here: which examples are new (examples.py), and what becomes of the result (
 as in the tutorial; labels that a project does not offer are left out of the loss.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,13 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from toxicity.classifier import HEAD, Classifier, FloatArray
+from toxicity.classifier import Classifier
 from toxicity.comments import LabelledComment
 from toxicity.devices import FLOAT16, Devices
+from toxicity.fingerprint import HEAD
 from toxicity.labels import LABELS
+from toxicity.optimizer import AdamW
+from toxicity.predicting import FloatArray
 from toxicity.tokenizer import batches_by_length
 
 HEAD_RATE_FACTOR = 10.0
@@ -227,20 +229,9 @@ def _training_step(classifier: Classifier, devices: Devices, recipe: Recipe) -> 
     factors = [recipe.rate_factor(variable.name) for variable in variables]
     with strategy.scope():
         scale = LossScale() if devices.precision == FLOAT16 else None
-        optimizers = {factor: tf_keras.optimizers.AdamW(weight_decay=WEIGHT_DECAY) for factor in sorted(set(factors))}
-        for factor, optimizer in optimizers.items():
-            # The pooler has no part in the six labels: its gradient is nought, and decay alone would shrink it.
-            optimizer.exclude_from_weight_decay(var_names=["bias", "LayerNorm", "layer_norm", "pooler"])
-            optimizer.build([variable for variable, its in zip(variables, factors, strict=True) if its == factor])
+        optimizer = AdamW(variables, factors, WEIGHT_DECAY)
 
-    def apply(gradients: Sequence[Any]) -> None:
-        updates = list(zip(factors, gradients, variables, strict=True))
-        for factor, optimizer in optimizers.items():
-            pairs = [(gradient, variable) for its, gradient, variable in updates if its == factor and gradient is not None]
-            if pairs:
-                optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
-
-    def replica_step(inputs: Any, targets: Any, asked: Any) -> Any:
+    def replica_step(inputs: Any, targets: Any, asked: Any, rate: Any) -> Any:
         context = tf.distribute.get_replica_context()
         part = slice(context.replica_id_in_sync_group, None, strategy.num_replicas_in_sync)
         # An example that was asked for nothing adds nothing; len(LABELS) keeps the scale of a full example.
@@ -258,15 +249,15 @@ def _training_step(classifier: Classifier, devices: Devices, recipe: Recipe) -> 
         remaining = iter(clipped)
         clipped = [None if gradient is None else next(remaining) for gradient in gradients]
         if scale:
-            context.merge_call(_apply_unless_nought, args=(apply, norm, clipped))
+            context.merge_call(_apply_unless_nought, args=(optimizer, norm, clipped, rate))
         else:
-            apply(clipped)
+            optimizer.apply(clipped, rate)
         return loss
 
     def step(inputs: Any, targets: Any, asked: Any, rate: Any) -> Any:
-        for factor, optimizer in optimizers.items():
-            optimizer.learning_rate.assign(rate * factor)
-        losses = strategy.run(replica_step, args=(inputs, targets, asked))
+        if scale is None:
+            optimizer.begin_step()
+        losses = strategy.run(replica_step, args=(inputs, targets, asked, rate))
         return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
 
     # Without the signature each new batch width is traced again, for seconds.
@@ -277,7 +268,10 @@ def _training_step(classifier: Classifier, devices: Devices, recipe: Recipe) -> 
     return compiled
 
 
-def _apply_unless_nought(strategy: Any, apply: Callable[..., None], norm: Any, gradients: Sequence[Any]) -> None:
+def _apply_unless_nought(strategy: Any, optimizer: AdamW, norm: Any, gradients: Sequence[Any], rate: Any) -> None:
     # Where gradients overflowed, weight decay and the optimizer's moments must not move the weights either.
-    on_replicas = functools.partial(strategy.extended.call_for_each_replica, apply, args=(gradients,))
-    tf.cond(strategy.experimental_local_results(norm)[0] > 0, on_replicas, lambda: None)
+    def apply() -> None:
+        optimizer.begin_step()
+        strategy.extended.call_for_each_replica(optimizer.apply, args=(gradients, rate))
+
+    tf.cond(strategy.experimental_local_results(norm)[0] > 0, apply, lambda: None)

@@ -7,19 +7,25 @@ worker load in this one way, so what the worker publishes is what the backend ac
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from toxicity.calibration import Decision
-from toxicity.classifier import Classifier, build_classifier
-from toxicity.devices import Devices
 from toxicity.examples import BEGINNING
 from toxicity.labels import LABELS
 from toxicity.manifest import Manifest
+from toxicity.predicting import FloatArray
 from toxicity.settings import EMBEDDED, Settings
 from toxicity.starter import apply_starter, starter_file
 from toxicity.versions import BASE_PROJECT, STARTER_NUMBER, LoadedVersion, ProjectVersions, VersionError
+
+if TYPE_CHECKING:
+    from toxicity.classifier import Classifier  # imports Keras, which serving does without
+    from toxicity.devices import Devices
+    from toxicity.serving import ServingClassifier
+
+    Network = Classifier | ServingClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +43,14 @@ class EncoderChangedError(VersionError):
     """A version was trained over another encoder than ENCODER names now: its weights cannot be used."""
 
 
-def load_starter(settings: Settings, devices: Devices | None = None) -> LoadedVersion:
+def load_starter(settings: Settings, devices: "Devices | None" = None) -> LoadedVersion:
     """Build the classifier that comes with the code, with the starter's weights where the encoder is the embedded one."""
-    classifier = build_classifier(settings.encoder, settings.data_dir, settings.max_length, devices)
+    classifier = _network(settings, devices)
     decision = Decision()
     trained = settings.encoder == EMBEDDED
     if trained:
         decision = apply_starter(classifier, starter_file())
+        golden_outputs(classifier)  # warms it: the first request finds its graph built
     else:
         logger.warning(
             "There is no starter for ENCODER=%s: predictions mean nothing before the first training run.", settings.encoder
@@ -53,7 +60,7 @@ def load_starter(settings: Settings, devices: Devices | None = None) -> LoadedVe
 
 
 def load_newest(
-    settings: Settings, versions: ProjectVersions, newest: int | None = None, devices: Devices | None = None
+    settings: Settings, versions: ProjectVersions, newest: int | None = None, devices: "Devices | None" = None
 ) -> LoadedVersion:
     """Load a version (None: the one in service), or else the newest accepted one before it that loads, or else the beginning.
 
@@ -71,7 +78,7 @@ def load_newest(
     return load_version(settings, versions, STARTER_NUMBER, devices)
 
 
-def load_version(settings: Settings, versions: ProjectVersions, number: int, devices: Devices | None = None) -> LoadedVersion:
+def load_version(settings: Settings, versions: ProjectVersions, number: int, devices: "Devices | None" = None) -> LoadedVersion:
     """Load one version and check it; with devices, to be trained on them. 0 is what the project starts from.
 
     Raises:
@@ -83,7 +90,7 @@ def load_version(settings: Settings, versions: ProjectVersions, number: int, dev
         base = load_newest(settings, ProjectVersions(settings.models_dir(), BASE_PROJECT), devices=devices)
         return as_beginning(base)
     manifest, weights = versions.load(number)
-    classifier = build_classifier(settings.encoder, settings.data_dir, settings.max_length, devices)
+    classifier = _network(settings, devices)
     if manifest.fingerprint != classifier.fingerprint():
         raise EncoderChangedError(
             f"Version {number} of project {versions.project} was trained over another encoder, {manifest.encoder!r}, "
@@ -92,8 +99,26 @@ def load_version(settings: Settings, versions: ProjectVersions, number: int, dev
     if manifest.labels != LABELS:
         raise VersionError(f"Version {number} of project {versions.project} has the labels {manifest.labels}, expected {LABELS}.")
     classifier.set_weights(weights)
-    check_golden(classifier, manifest)
+    try:
+        check_golden(classifier, manifest)
+    except VersionError:
+        # What bfloat16 changes depends on the weights.
+        if not classifier.answer_exactly(weights):
+            raise
+        check_golden(classifier, manifest)
     return LoadedVersion(versions.name(number), number, manifest.thresholds, manifest.watermark, classifier, manifest.calibration)
+
+
+def _network(settings: Settings, devices: "Devices | None") -> "Network":
+    """The network to be trained on devices, or without them the one that serves."""
+    if devices is None and settings.encoder == EMBEDDED:
+        from toxicity.devices import answers_in_bfloat16
+        from toxicity.serving import ServingClassifier
+
+        return ServingClassifier(settings.max_length, answers_in_bfloat16())
+    from toxicity.classifier import build_classifier
+
+    return build_classifier(settings.encoder, settings.data_dir, settings.max_length, devices)
 
 
 def as_beginning(base: LoadedVersion) -> LoadedVersion:
@@ -101,7 +126,7 @@ def as_beginning(base: LoadedVersion) -> LoadedVersion:
     return replace(base, number=STARTER_NUMBER, watermark=BEGINNING)
 
 
-def golden_outputs(classifier: Classifier) -> tuple[tuple[float, ...], ...]:
+def golden_outputs(classifier: "Network") -> tuple[tuple[float, ...], ...]:
     """Return the probabilities of GOLDEN_COMMENTS, as a manifest keeps them; computing them also warms the classifier.
 
     Raises:
@@ -113,7 +138,7 @@ def golden_outputs(classifier: Classifier) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(value) for value in row) for row in outputs)
 
 
-def check_golden(classifier: Classifier, manifest: Manifest) -> None:
+def check_golden(classifier: "Network", manifest: Manifest) -> None:
     """Compare a loaded version's answers with those in its manifest.
 
     Raises:
@@ -129,5 +154,5 @@ def check_golden(classifier: Classifier, manifest: Manifest) -> None:
         )
 
 
-def _array(rows: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
-    return np.array(rows, np.float64)
+def _array(rows: Sequence[Sequence[float]]) -> FloatArray:
+    return np.array(rows, np.float32)

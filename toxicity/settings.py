@@ -45,6 +45,7 @@ class Settings:
     )
     swap_poll: float = setting(2.0, "Seconds between two looks for a newly published version.")
     threads: int = setting(16, "Predictions that are computed at the same time; 8 more may wait, others are answered 503.")
+    cached_predictions: int = setting(100_000, "Predictions kept in memory, so that a version computes no comment again.")
     log_level: str = setting("INFO", "What is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`. Never a comment's text.")
     label_studio_url: str = setting("", "Label Studio's address. With the key: START_TRAINING first takes over what it has.")
     label_studio_api_key: str = setting("", "A Personal Access Token of Label Studio.", secret=True)
@@ -56,7 +57,7 @@ class Settings:
             ValueError: a value cannot work; the message names the variable, the value and what it takes.
         """
         at_least = {"port": 1, "max_length": 16, "train_after": 1, "train_wait": 0, "train_epochs": 1, "train_timeout": 1}
-        at_least |= {"replay": 0, "keep_versions": 2, "threads": 1}
+        at_least |= {"replay": 0, "keep_versions": 2, "threads": 1, "cached_predictions": 1}
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name.upper()}={getattr(self, name)} is too small: use {least} or more.")
@@ -102,11 +103,19 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Se
     return Settings(**values)
 
 
+def prepare_tensorflow() -> None:
+    """Have TensorFlow, once it is imported, load the Keras that is used here and no other, which takes seconds more.
+
+    TensorFlow Hub's layers are Keras 2's (tf_keras); left alone, TensorFlow imports Keras 3 and all that it rests on as well.
+    """
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    # tensorflow-hub imports what setuptools is about to drop; requirements.in holds setuptools back.
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
+
+
 def quiet_tensorflow() -> None:
     """Let TensorFlow, where nothing else was asked for, tell a command's user of warnings and errors only."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    # tensorflow-hub imports what setuptools is about to drop; requirements.in holds setuptools back.
-    warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 
 
 def _parsed(field: "dataclasses.Field[Any]", text: str) -> Any:

@@ -1,29 +1,35 @@
 """The starter: what every project's first version is, so that a fresh install does not answer with noise.
 
-Not here: versions that a project learned by itself (versions.py). The starter ships with the code as one small file: the
-head and all biases and norms in full, and of each weight matrix only the largest singular directions of its difference
-to the embedded encoder. No text of the corpus is in it.
+Not here: how it is made (starter_making.py), and versions that a project learned (versions.py). It ships with the code as one
+small file: the head and all biases and norms in full, and of each weight matrix only the largest singular directions of its
+difference to the embedded encoder. No text of the corpus is in it.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save
 
-from toxicity.calibration import Calibration, Decision, undo_weights
-from toxicity.classifier import HEAD, Classifier, FloatArray, Weights
-from toxicity.corpus import CorpusSplit
-from toxicity.encoder import embedded_weights_digest
-from toxicity.evaluation import choose, measures, targets_of
-from toxicity.fine_tuning import CORPUS_PLAN, Progress, corpus_recipe, fine_tune, positive_weights
+from toxicity.bert import embedded_weights_digest
+from toxicity.calibration import Calibration, Decision
+from toxicity.fingerprint import HEAD, Weights
+from toxicity.predicting import FloatArray
 
-RANK = 8
-LEFT, RIGHT = ":left", ":right"
+LEFT, RIGHT = ":left", ":right"  # what the names of a matrix' factors end with
+
+
+class Startable(Protocol):
+    """A network over the embedded encoder that was freshly built: to be trained (classifier.py) or to serve (serving.py)."""
+
+    def weights(self) -> dict[str, FloatArray]:
+        """Return the pretrained weights."""
+
+    def set_weights(self, weights: Weights) -> None:
+        """Take over others."""
 
 
 def starter_file() -> Path:
@@ -31,7 +37,7 @@ def starter_file() -> Path:
     return Path(str(resources.files("toxicity") / "starter.safetensors"))
 
 
-def apply_starter(classifier: Classifier, file: Path) -> Decision:
+def apply_starter(classifier: Startable, file: Path) -> Decision:
     """Set a classifier over the embedded encoder, freshly built, to the starter's weights; return its decision.
 
     Raises:
@@ -46,60 +52,13 @@ def apply_starter(classifier: Classifier, file: Path) -> Decision:
             f"The starter {file} belongs to encoder weights {metadata.get('encoder_sha256')}, but the installed ones are "
             f"{installed}. Install the versions of requirements.txt, or make a new starter with `make starter`."
         )
-    classifier.set_weights(_expanded(classifier.weights(), tensors))
+    classifier.set_weights(expanded(classifier.weights(), tensors))
     calibration = Calibration(*(tuple(json.loads(metadata[field])) for field in ("slopes", "offsets")))
     return Decision(calibration, tuple(json.loads(metadata["thresholds"])))
 
 
-def make_starter(
-    classifier: Classifier, split: CorpusSplit, file: Path, report: Callable[[Progress], None] = lambda progress: None
-) -> tuple[Decision, dict[str, float]]:
-    """Fine-tune a fresh classifier over the embedded encoder on a corpus, write the starter, return its decision and measures.
-
-    Both are of the starter as it is written, on the held-out comments.
-    """
-    before = classifier.weights()
-    weights = positive_weights(split.training)
-    fine_tune(classifier, split.training, CORPUS_PLAN, report, recipe=corpus_recipe(weights))
-    kept = _compressed(before, classifier.weights())
-    classifier.set_weights(_expanded(before, kept))
-    answers, targets = classifier.predict([comment.text for comment in split.held_out]), targets_of(split.held_out)
-    decision = choose(targets, answers, undo_weights(weights))
-    metadata = {
-        "encoder_sha256": embedded_weights_digest(),
-        "comments": str(len(split.training)),
-        "held_out": str(len(split.held_out)),
-        "epochs": str(CORPUS_PLAN.epochs),
-        "learning_rate": str(CORPUS_PLAN.learning_rate),
-        "batch_size": str(CORPUS_PLAN.batch_size),
-        "seed": str(CORPUS_PLAN.seed),
-        "rank": str(RANK),
-        "thresholds": json.dumps(decision.thresholds),
-        "slopes": json.dumps(decision.calibration.slopes),
-        "offsets": json.dumps(decision.calibration.offsets),
-    }
-    aside = file.with_name(f".{file.name}")  # a starter that is half written would serve every fresh install
-    aside.write_bytes(save(kept, metadata))
-    aside.replace(file)
-    return decision, measures(targets, decision.calibration(answers), decision.thresholds)
-
-
-def _compressed(before: Weights, after: Weights) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for name, value in after.items():
-        if name.startswith(HEAD):
-            kept[name] = value.astype(np.float16)
-        elif value.ndim == 1:
-            kept[name] = (value - before[name]).astype(np.float16)
-        elif "embeddings" not in name and "pooler" not in name:
-            left, scale, right = np.linalg.svd(value - before[name], full_matrices=False)
-            root = np.sqrt(scale[:RANK])
-            kept[name + LEFT] = (left[:, :RANK] * root).astype(np.float16)
-            kept[name + RIGHT] = (root[:, None] * right[:RANK]).astype(np.float16)
-    return kept
-
-
-def _expanded(before: dict[str, FloatArray], kept: dict[str, Any]) -> dict[str, FloatArray]:
+def expanded(before: Weights, kept: Mapping[str, Any]) -> dict[str, FloatArray]:
+    """Return the weights that a starter's tensors stand for, given the encoder's pretrained ones."""
     after = dict(before)
     for name, value in before.items():
         if name.startswith(HEAD):

@@ -43,10 +43,16 @@ class OvertakenError(VersionError):
 
 
 class Predictor(Protocol):
-    """What answers: toxicity.classifier.Classifier, without TensorFlow in this module."""
+    """What answers (toxicity/predicting.py), without TensorFlow in this module."""
 
     def predict(self, comments: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return probabilities of shape (len(comments), 6)."""
+
+    def encode(self, comment: str) -> Sequence[int]:
+        """Return a comment as predict_encoded takes it; its length says what it costs."""
+
+    def predict_encoded(self, encoded: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        """Return probabilities of shape (len(encoded), 6), computed in one batch."""
 
 
 @dataclass(frozen=True)

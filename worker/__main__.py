@@ -5,6 +5,7 @@ when its process ends: docs/decisions/0006.
 """
 
 import logging
+import os
 import sys
 
 from rq.serializers import JSONSerializer
@@ -19,6 +20,7 @@ from worker.sweeper import Sweeper
 WORKER_SECONDS = 30
 MONITORING_SECONDS = 10
 MAINTENANCE_SECONDS = 15
+NICENESS = 15
 
 
 def main() -> None:
@@ -28,6 +30,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"worker: {error}")
     logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
+    os.nice(NICENESS)  # training takes what predictions leave: they share the processors of a small machine
     sweeper = Sweeper(connect_patiently(settings), settings)
     worker = SpawnWorker(
         [QUEUE],

@@ -163,7 +163,7 @@ def _rivals(settings: Settings, versions: ProjectVersions, parent: LoadedVersion
     if best == parent.number:
         return [parent]
     try:
-        return [parent, load_version(settings, versions, best)]
+        return [parent, load_version(settings, versions, best, training_devices())]  # in the numbers that the candidate is in
     except VersionError as error:
         logger.warning("project %d: the best version cannot be compared with: %s", versions.project, error)
         return [parent]
