@@ -9,7 +9,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 	--no-emit-index-url $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast lint lock starter quality stream gpu clean
+.PHONY: help up test test-fast lint lock starter quality stream bench bench-quick gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,13 +46,20 @@ stream: .venv/installed-dev ## how well it learns from annotations: make stream 
 	@test -n "$(DATA)" -a -n "$(VALIDATE)" || { echo "Say which Jigsaw-format CSVs: make stream DATA=train.csv VALIDATE=validation.csv"; exit 2; }
 	$(BIN)/python -m benchmarks.stream $(DATA) $(VALIDATE) $(OPTIONS)
 
+bench: .venv/installed-dev .venv-peer/installed ## how fast it is beside a peer: make bench DATA=train.csv VALIDATE=validation.csv PEERS=folder
+	@test -n "$(DATA)" -a -n "$(VALIDATE)" -a -n "$(PEERS)" || { echo "Say which Jigsaw-format CSVs, and the folder with hf_backend.py and hf_train.py: make bench DATA=train.csv VALIDATE=validation.csv PEERS=folder"; exit 2; }
+	$(BIN)/python -m benchmarks.bench $(DATA) $(VALIDATE) --peers $(PEERS) --peer-python .venv-peer/bin/python $(OPTIONS)
+
+bench-quick: ## the same with fewer comments and rounds, in a few minutes
+	@$(MAKE) bench OPTIONS=--quick
+
 gpu: .venv/installed ## put TensorFlow's GPU build (2.5 GB) in the place of the CPU build
 	$(UV) pip uninstall --quiet --python $(BIN)/python tensorflow-cpu
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/gpu.txt
 	$(BIN)/python -c "import tensorflow as tf; print('GPUs:', [gpu.name for gpu in tf.config.list_physical_devices('GPU')] or 'none seen')"
 
 clean: ## remove the environments (not the data)
-	rm -rf .venv .venv-label-studio
+	rm -rf .venv .venv-label-studio .venv-peer
 
 .venv/uv-installed:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found: TensorFlow 2.21 has wheels for no other. Install one, or say PYTHON=/path/to/python."; exit 1; }
@@ -72,4 +79,10 @@ clean: ## remove the environments (not the data)
 .venv-label-studio/installed: requirements/label-studio.txt | .venv/uv-installed
 	$(UV) venv --quiet --clear --python $(BIN)/python .venv-label-studio
 	$(UV) pip install --quiet --python .venv-label-studio/bin/python --no-deps --require-hashes -r requirements/label-studio.txt
+	@touch $@
+
+# The peer's list has no hashes: which build of PyTorch is taken (with CUDA or without) is left to how pip is configured here.
+.venv-peer/installed: requirements/peer.in | .venv/uv-installed
+	$(BIN)/python -m venv --clear .venv-peer
+	.venv-peer/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/peer.in
 	@touch $@
