@@ -1,6 +1,6 @@
-"""Predictions of all requests on one thread, in batches over whatever waits, and what was computed remembered.
+"""Predictions of all requests on a few threads, in batches over whatever waits, and what was computed remembered.
 
-Not here: the network (toxicity/predicting.py), and which version answers (live_model.py). While one batch is computed, requests
+Not here: the network (toxicity/predicting.py), and which version answers (live_model.py). While batches are computed, requests
 gather for the next: nobody waits for a batch to fill. Small requests and the batches of large ones take turns, so that a
 moderator who opens a task is not kept waiting by 3,000 that are pre-labelled.
 """
@@ -27,6 +27,7 @@ from toxicity.versions import LoadedVersion, Predictor
 logger = logging.getLogger(__name__)
 
 LONGEST_SECONDS = 80.0  # of a request: Label Studio gives up after 100 s, and 10 s it may have waited for its turn (app.py)
+COMPUTING_THREADS = 2  # one batch alone leaves processors idle between its operations: a fifth of the speed on two
 SMALL = 8  # comments; a request with fewer shares its batches with others
 FIRST_PORTION = 128  # of a large request: the sooner it is tokenized, the sooner something is computed
 PORTIONS_AHEAD = 2  # portions of one request that are tokenized and not yet computed
@@ -74,14 +75,15 @@ class Portion:
 
 
 class Batching:
-    """The thread that computes, and the cache of what it computed. Safe to use from several threads."""
+    """The threads that compute, and the cache of what they computed. Safe to use from several threads."""
 
-    def __init__(self, cached_predictions: int) -> None:
-        """Keep so many probabilities; the thread starts with the first prediction."""
+    def __init__(self, cached_predictions: int, computing_threads: int = COMPUTING_THREADS) -> None:
+        """Keep so many probabilities; the threads start with the first prediction."""
+        self._computing_threads = computing_threads
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._large_was_last = False
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._cache: LRUCache[tuple[int, bytes], bytes] = LRUCache(cached_predictions)
         self._cache_lock = threading.Lock()
         self._serials: weakref.WeakKeyDictionary[Predictor, int] = weakref.WeakKeyDictionary()
@@ -135,12 +137,16 @@ class Batching:
         encoded = [predictor.encode(comments[rows[0]]) for rows in missing.values()]
         job = Job(predictor, encoded, [(serial, digest) for digest in missing], request)
         with self._changed:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._compute, name="compute-batches", daemon=True)
-                self._thread.start()
+            self._start_threads()
             self._jobs.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
         return Portion(probabilities, missing, job)
+
+    def _start_threads(self) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]  # none is, in a process that was forked
+        while len(self._threads) < self._computing_threads:
+            self._threads.append(threading.Thread(target=self._compute, name="compute-batches", daemon=True))
+            self._threads[-1].start()
 
     def _serial(self, predictor: Predictor) -> int:
         """A number for each network: another one may get the address of one that is gone."""
@@ -160,13 +166,14 @@ class Batching:
                 if not isinstance(answer, Exception):
                     job.probabilities[row] = answer
                     self._cache[job.keys[row]] = answer.tobytes()
-        for (job, _), answer in zip(batch, answers, strict=True):
-            job.left -= 1
-            if isinstance(answer, Exception):
-                job.error = answer
-                self._abandon([job])
-            if job.left == 0 or job.error is not None:
-                job.done.set()
+        with self._changed:  # another thread may finish other rows of the same job
+            for (job, _), answer in zip(batch, answers, strict=True):
+                job.left -= 1
+                if isinstance(answer, Exception):
+                    job.error = answer
+                    self._abandon([job])
+                if job.left == 0 or job.error is not None:
+                    job.done.set()
 
     def _next_batch(self) -> list[tuple[Job, int]]:
         """Take the rows of one batch off the jobs that wait."""

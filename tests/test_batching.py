@@ -1,4 +1,4 @@
-"""Predictions of many requests on one thread: the right answer to each, none computed twice, nobody waits for a batch to fill."""
+"""Predictions of many requests in shared batches: each gets its answer, none is computed twice, nobody waits for more."""
 
 import gc
 import threading
@@ -49,7 +49,7 @@ def network() -> Network:
 
 @pytest.fixture
 def batching() -> Batching:
-    return Batching(1000)
+    return Batching(1000, computing_threads=1)  # so that what waits is known
 
 
 @pytest.fixture
@@ -72,6 +72,22 @@ def test_answers_are_in_the_comments_order_however_many_there_are(batching: Batc
         found = batching.predict(version(network), comments)
         assert found.shape == (count, 6)
         np.testing.assert_allclose(found[:, 0], [len(comment) / 1000 for comment in comments], rtol=1e-6)
+
+
+def test_two_batches_are_computed_at_a_time(network: Network, pool: ThreadPoolExecutor) -> None:
+    batching, live = Batching(1000), version(network)
+    network.hold()
+    small = [pool.submit(batching.predict, live, [text]) for text in ("first", "second")]
+    until(lambda: sorted(network.batches) == [["first"], ["second"]])
+    network.leave.set()
+    assert [each.result()[0, 0] for each in small] == pytest.approx([0.005, 0.006])
+
+    network.batches.clear()
+    network.hold()
+    large = pool.submit(batching.predict, live, ["word " * length for length in range(1, 101)])
+    until(lambda: len(network.batches) == 2)
+    network.leave.set()
+    np.testing.assert_allclose(large.result()[:, 0], [5 * length / 1000 for length in range(1, 101)], rtol=1e-6)
 
 
 def test_what_waits_is_computed_together_and_nobody_waits_for_more(

@@ -27,7 +27,10 @@ from toxicity.labels import LABELS
 from toxicity.predicting import FloatArray, Predicting
 from toxicity.tokenizer import Tokenizer, Vocabulary
 
-WIDTH_STEP = 16  # word pieces
+WIDTH_STEP = 4  # word pieces
+FEW, WIDTH_STEP_OF_FEW = 256, 16  # where a new shape costs more than a little padding
+WIDER_BY = 32  # word pieces that a row may be wider than its longest comment, if more is filled so
+WIDTH_OF_HALF = 200  # word pieces of a row for whose width attention takes as long as everything else
 KERNEL, BIAS = f"{HEAD}/kernel", f"{HEAD}/bias"
 
 
@@ -107,21 +110,19 @@ class ServingClassifier(Predicting):
 def packed(encoded: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
     """Return word ids, places and comments' numbers, (3, rows, word pieces), of comments put into rows of one width.
 
-    The longest first, each into the first row that has room for it, so that little is padding whatever their lengths.
-    Widths are multiples of WIDTH_STEP: every new shape costs TensorFlow some milliseconds.
+    The longest first, each into the first row that has room for it, so that little is padding whatever their lengths; of the
+    widths that fit, the one that costs least. Widths are multiples of a step, as every new shape costs TensorFlow some
+    milliseconds: of a longer one where those count.
     """
     order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]))
-    width = -(-len(encoded[order[0]]) // WIDTH_STEP) * WIDTH_STEP
-    starts: list[tuple[int, int]] = []
-    used: list[int] = []
-    for number in order:
-        length = len(encoded[number])
-        row = next((row for row, taken in enumerate(used) if taken + length <= width), len(used))
-        if row == len(used):
-            used.append(0)
-        starts.append((row, used[row]))
-        used[row] += length
-    rows = np.zeros((3, len(used), width), np.int32)
+    lengths = [len(encoded[number]) for number in order]
+    step = WIDTH_STEP if sum(lengths) > FEW else WIDTH_STEP_OF_FEW
+    least = -(-lengths[0] // step) * step
+    widths = range(least, least + (WIDER_BY if len(encoded) > 1 else 1), step)
+    count, width, starts = min(
+        (_starts(lengths, width) for width in widths), key=lambda found: found[0] * found[1] * (WIDTH_OF_HALF + found[1])
+    )
+    rows = np.zeros((3, count, width), np.int32)
     rows[2] = -1
     for number, (row, start) in zip(order, starts, strict=True):
         end = start + len(encoded[number])
@@ -129,6 +130,19 @@ def packed(encoded: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
         rows[1, row, start:end] = np.arange(end - start)
         rows[2, row, start:end] = number
     return rows
+
+
+def _starts(lengths: Sequence[int], width: int) -> tuple[int, int, list[tuple[int, int]]]:
+    """Return how many rows of a width comments fill, that width, and the row and place where each begins."""
+    starts: list[tuple[int, int]] = []
+    used: list[int] = []
+    for length in lengths:
+        row = next((row for row, taken in enumerate(used) if taken + length <= width), len(used))
+        if row == len(used):
+            used.append(0)
+        starts.append((row, used[row]))
+        used[row] += length
+    return len(used), width, starts
 
 
 @functools.cache
@@ -144,8 +158,7 @@ def _embedded() -> _Embedded:
 
 
 def _numbers_of(name: str, numbers: Any) -> Any:
-    # What attention looks for decides what is read: rounded, single comments are off by 0.01, and otherwise by a fifth of that.
-    return numbers if is_multiplied(name) and ".attention.self." not in name else tf.float32
+    return numbers if is_multiplied(name) else tf.float32
 
 
 @functools.cache  # one graph for every version: tracing takes a second, during which other threads of Python's hardly get on
