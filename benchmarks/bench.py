@@ -22,7 +22,7 @@ import matplotlib as mpl
 import numpy as np
 
 from benchmarks import servers
-from benchmarks.load import Observed, bulk_rate, clients, concurrent_rate, one_after_another, post, until
+from benchmarks.load import PROJECT, Observed, bulk_rate, clients, concurrent_rate, one_after_another, post, until
 from toxicity.bert import embedded_model_dir
 from toxicity.classifier import build_classifier
 from toxicity.comments import LabelledComment
@@ -40,7 +40,6 @@ mpl.use("agg")
 from matplotlib import pyplot
 
 CLIENTS = 16
-PROJECT = 1
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,11 @@ class Size:
     seconds: float  # of each round of concurrent clients
     trained: int
     epochs: int  # of the run beside which predictions are measured
+    compared: int  # comments, with float32
 
 
-FULL = Size(rounds=5, bulk=3000, singles=150, seconds=10.0, trained=480, epochs=30)
-QUICK = Size(rounds=3, bulk=300, singles=40, seconds=2.0, trained=64, epochs=10)
+FULL = Size(rounds=5, bulk=3000, singles=150, seconds=10.0, trained=480, epochs=30, compared=10_000)
+QUICK = Size(rounds=3, bulk=200, singles=30, seconds=2.0, trained=64, epochs=5, compared=400)
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,13 @@ def _ratios(both: Sequence[tuple[Observed, Observed]], percent: float) -> tuple[
 
 def precision(bench: Bench) -> list[Line]:
     """Measure what the numbers that we compute in change, and the tokenizer's share of a bulk prediction."""
-    texts = [comment.text for comment in bench.validation]
+    compared = bench.validation[: bench.size.compared]
+    texts = [comment.text for comment in compared]
     networks = [ServingClassifier(128, bfloat16) for bfloat16 in (has_bfloat16(), False)]
     for network in networks:
         apply_starter(network, starter_file())
     answers, exact = (network.predict(texts) for network in networks)
-    targets = targets_of(bench.validation)
+    targets = targets_of(compared)
     auc, exact_auc = (float(np.mean(list(roc_aucs(targets, each).values()))) for each in (answers, exact))
     shares = []
     for _ in range(bench.size.rounds):
@@ -279,11 +280,11 @@ def swap(bench: Bench, versions: ProjectVersions) -> list[Line]:
         texts = bench.texts(2000)
         concurrent_rate(we.port, texts, CLIENTS, 2.0)
         before = we.resident_megabytes()
-        for round_number in range(bench.size.rounds):
+        for _ in range(bench.size.rounds):
             with clients(we.port, texts, CLIENTS, tasks=3) as observed:
                 time.sleep(bench.size.seconds)
                 steady = Observed(seconds=list(observed.seconds))
-                versions.make_current((round_number + 1) % 2)
+                versions.make_current(0 if versions.current() else versions.accepted()[-1])
                 until(lambda: len(frozenset().union(*observed.versions)) > 1, 60, "a swap")  # waits in this round
                 time.sleep(bench.size.seconds)
             failures += len(observed.failures)

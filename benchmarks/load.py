@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 TIMEOUT = 300.0
+PROJECT = 1  # in Label Studio
 Task = dict[str, Any]
 
 
@@ -46,7 +47,7 @@ class Observed:
 
 def task(text: str, number: int = 1) -> Task:
     """Return a comment as Label Studio sends it."""
-    return {"id": number, "data": {"text": text}, "annotations": [], "predictions": []}
+    return {"id": number, "data": {"text": text}, "annotations": [], "predictions": [], "project": PROJECT}
 
 
 def ask(port: int, tasks: Sequence[Task]) -> list[dict[str, Any]]:

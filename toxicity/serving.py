@@ -172,5 +172,5 @@ def _compiled(numbers: Any) -> Callable[..., Any]:
     rows, count = tf.TensorSpec((3, None, None), tf.int32), tf.TensorSpec((), tf.int32)
     kinds = {name: tf.TensorSpec(shape, _numbers_of(name, numbers)) for name, shape in embedded.joined_shapes.items()}
     kinds |= {name: tf.TensorSpec(embedded.shapes[name], tf.float32) for name in (KERNEL, BIAS)}
-    compiled: Callable[..., Any] = tf.function(probabilities, input_signature=[rows, count, kinds])
+    compiled: Callable[..., Any] = tf.function(probabilities, input_signature=[rows, count, kinds], autograph=False)
     return compiled
