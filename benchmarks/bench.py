@@ -9,20 +9,19 @@ times are of the machine that it ran on, and are not shown.
 import argparse
 import csv
 import itertools
-import json
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 
 from benchmarks import servers
 from benchmarks.load import PROJECT, Observed, bulk_rate, clients, concurrent_rate, one_after_another, post, until
+from benchmarks.report import Line, draw, print_table, write_json
 from toxicity.bert import embedded_model_dir
 from toxicity.classifier import build_classifier
 from toxicity.comments import LabelledComment
@@ -36,28 +35,7 @@ from toxicity.settings import EMBEDDED
 from toxicity.starter import apply_starter, starter_file
 from toxicity.versions import ProjectVersions
 
-mpl.use("agg")
-from matplotlib import pyplot
-
 CLIENTS = 16
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table: what was measured, the ratios of all rounds, and what they have to reach."""
-
-    name: str
-    ratios: tuple[float, ...]
-    goal: float
-    at_least: bool  # or at most
-
-    def median(self) -> float:
-        """Return the median ratio."""
-        return float(np.median(self.ratios))
-
-    def is_reached(self) -> bool:
-        """Whether the median reaches the goal."""
-        return self.median() >= self.goal if self.at_least else self.median() <= self.goal
 
 
 @dataclass(frozen=True)
@@ -114,9 +92,7 @@ def main() -> None:
         )
         lines = [*start(bench), *serving(bench), *precision(bench), *while_training(bench), *training(bench)]
     print_table(lines)
-    given.output.with_suffix(".json").write_text(
-        json.dumps([asdict(line) | {"median": line.median()} for line in lines], indent=1)
-    )
+    write_json(lines, given.output.with_suffix(".json"))
     draw(lines, given.output.with_suffix(".png"))
     print(f"\n{given.output}.json and {given.output}.png written")
 
@@ -176,7 +152,7 @@ def serving(bench: Bench) -> list[Line]:
         Line("single: median time", _ratios(both, 50), 0.7, at_least=False),
         Line("single: 99th percentile", _ratios(both, 99), 0.7, at_least=False),
         Line(f"{CLIENTS} clients: comments/s", concurrent, 3.0, at_least=True),
-        Line("resident memory of the web process", (memory,), 1.0, at_least=False),
+        Line("resident memory of the web process", (memory,), None, at_least=False),
     ]
 
 
@@ -350,30 +326,6 @@ def peer_training_rate(bench: Bench, train: Path, validate: Path) -> float:
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
     return float(out.split(" comments/s")[0].split()[-1])
-
-
-def print_table(lines: Sequence[Line]) -> None:
-    """Print each line's median, spread, and goal."""
-    print(f"\n{'':58} {'median':>8} {'spread':>17} {'goal':>8}")
-    for line in lines:
-        spread = f"{min(line.ratios):.3f} - {max(line.ratios):.3f}" if len(line.ratios) > 1 else ""
-        goal = f"{'>=' if line.at_least else '<='} {line.goal:g}"
-        print(f"{line.name:58} {line.median():8.3f} {spread:>17} {goal:>8}{'' if line.is_reached() else '  NOT REACHED'}")
-    print("\nRatios are ours to the peer's in one run, if nothing else is said; median, and least and greatest, of the rounds.")
-
-
-def draw(lines: Sequence[Line], output: Path) -> None:
-    """Draw how many times faster it is than the peer."""
-    shown = [line for line in lines if line.name.startswith(("bulk", "single", "16", "fine"))]
-    factors = [line.median() if line.at_least else 1 / line.median() for line in shown]
-    figure, axes = pyplot.subplots(figsize=(8, 0.7 * len(shown) + 1))
-    bars = axes.barh([line.name for line in shown], factors, color="#3b6ea5")
-    axes.bar_label(bars, [f"{factor:.1f}" for factor in factors], padding=3)
-    axes.axvline(1, color="grey", linestyle="--")
-    axes.invert_yaxis()
-    axes.set_xlabel("times as fast as the peer")
-    figure.tight_layout()
-    figure.savefig(output, dpi=120)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench, quality, stream
+from benchmarks import quality, report, stream
 from toxicity.comments import LabelledComment
 from toxicity.corpus import anchors_file, read_corpus
 from toxicity.fine_tuning import CORPUS_PLAN
@@ -81,12 +81,14 @@ def test_stream_learns_batch_by_batch_and_counts_what_it_trains(
 
 def test_a_line_of_the_benchmark_reaches_its_goal_by_its_median(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     lines = [
-        bench.Line("bulk", (3.0, 4.5, 5.0), 4.0, at_least=True),
-        bench.Line("single: median time", (0.6, 0.8, 0.9), 0.7, at_least=False),
+        report.Line("bulk", (3.0, 4.5, 5.0), 4.0, at_least=True),
+        report.Line("single: median time", (0.6, 0.8, 0.9), 0.7, at_least=False),
+        report.Line("single: memory", (1.2,), None, at_least=False),
     ]
-    bench.print_table(lines)
+    report.print_table(lines)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("bulk", "single"))]
     assert rows[0].split() == ["bulk", "4.500", "3.000", "-", "5.000", ">=", "4"]
     assert rows[1].split()[-2:] == ["NOT", "REACHED"]
-    bench.draw(lines, tmp_path / "bench.png")
+    assert rows[2].split() == ["single:", "memory", "1.200"]
+    report.draw(lines, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
