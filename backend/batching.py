@@ -170,7 +170,7 @@ class Batching:
             for (job, _), answer in zip(batch, answers, strict=True):
                 job.left -= 1
                 if isinstance(answer, Exception):
-                    job.error = answer
+                    job.error = job.error or answer
                     self._abandon([job])
                 if job.left == 0 or job.error is not None:
                     job.done.set()

@@ -1,6 +1,6 @@
 """The processes that are compared: our backend (with Redis and a worker where asked for), and a peer with the same routes.
 
-Not here: what is asked of them (load.py), and the table (bench.py).
+Not here: what is asked of them (load.py), and the table (report.py).
 """
 
 import os

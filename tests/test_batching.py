@@ -1,4 +1,4 @@
-"""Predictions of many requests in shared batches: each gets its answer, none is computed twice, nobody waits for more."""
+"""Predictions of many requests in shared batches: to each its own answer, and what is known is not computed again."""
 
 import gc
 import threading
@@ -66,7 +66,9 @@ def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it never came to that")
 
 
-def test_answers_are_in_the_comments_order_however_many_there_are(batching: Batching, network: Network) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_answers_are_in_the_comments_order_however_many_there_are(network: Network, threads: int) -> None:
+    batching = Batching(1000, threads)
     for count in (0, 1, SMALL - 1, SMALL, 100, 3000):
         comments = ["x" * (1 + 37 * number % 401) + str(number) for number in range(count)]
         found = batching.predict(version(network), comments)
@@ -74,11 +76,21 @@ def test_answers_are_in_the_comments_order_however_many_there_are(batching: Batc
         np.testing.assert_allclose(found[:, 0], [len(comment) / 1000 for comment in comments], rtol=1e-6)
 
 
+def test_many_requests_at_once_get_their_own_answers_from_two_threads(network: Network, pool: ThreadPoolExecutor) -> None:
+    batching, live = Batching(1), version(network)  # hardly anything is remembered
+    requests = [["x" * (1 + (37 * number + each) % 401) for each in range(number % 30)] for number in range(200)]
+    answers = [pool.submit(batching.predict, live, request) for request in requests]
+    for request, answer in zip(requests, answers, strict=True):
+        np.testing.assert_allclose(answer.result(60)[:, 0], [len(comment) / 1000 for comment in request], rtol=1e-6)
+
+
 def test_two_batches_are_computed_at_a_time(network: Network, pool: ThreadPoolExecutor) -> None:
     batching, live = Batching(1000), version(network)
     network.hold()
-    small = [pool.submit(batching.predict, live, [text]) for text in ("first", "second")]
-    until(lambda: sorted(network.batches) == [["first"], ["second"]])
+    small = [pool.submit(batching.predict, live, ["first"])]
+    assert network.entered.wait(30)
+    small.append(pool.submit(batching.predict, live, ["second"]))
+    until(lambda: network.batches == [["first"], ["second"]])
     network.leave.set()
     assert [each.result()[0, 0] for each in small] == pytest.approx([0.005, 0.006])
 
@@ -166,8 +178,11 @@ def test_large_requests_take_turns_with_each_other_and_with_small_ones(
     assert [name for name in order if name != "s"][:4] == ["a", "b", "a", "b"]
 
 
-@pytest.mark.parametrize("count", [1, 50])
-def test_a_fault_reaches_whoever_asked_and_the_next_request_is_answered(batching: Batching, network: Network, count: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [1, 50, 3000])
+def test_a_fault_reaches_whoever_asked_and_the_next_request_is_answered(network: Network, count: int, threads: int) -> None:
+    batching = Batching(1000, threads)
+
     class Failing(PredictorStandIn):
         def predict(self, comments: Sequence[str]) -> npt.NDArray[np.float32]:
             raise RuntimeError("no memory")
@@ -179,8 +194,9 @@ def test_a_fault_reaches_whoever_asked_and_the_next_request_is_answered(batching
     assert len(batching.predict(version(network), comments)) == count
 
 
-def test_a_network_that_nobody_uses_any_more_is_let_go(batching: Batching) -> None:
-    network = Network()
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_network_that_nobody_uses_any_more_is_let_go(threads: int) -> None:
+    batching, network = Batching(1000, threads), Network()
     gone = weakref.ref(network)
     batching.predict(version(network), ["bread"] * 20 + ["rolls"])
     del network

@@ -29,8 +29,8 @@ from toxicity.tokenizer import Tokenizer, Vocabulary
 
 WIDTH_STEP = 4  # word pieces
 FEW, WIDTH_STEP_OF_FEW = 256, 16  # where a new shape costs more than a little padding
-WIDER_BY = 32  # word pieces that a row may be wider than its longest comment, if more is filled so
-WIDTH_OF_HALF = 200  # word pieces of a row for whose width attention takes as long as everything else
+WIDER_BY = 32  # word pieces that a row may be wider than its longest comment, where that costs less
+WIDTH_OF_HALF = 200  # word pieces: width of a row at which attention takes as long as everything else
 KERNEL, BIAS = f"{HEAD}/kernel", f"{HEAD}/bias"
 
 
