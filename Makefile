@@ -9,7 +9,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 	--no-emit-index-url $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast lint lock starter quality stream bench bench-quick gpu clean
+.PHONY: help up test test-fast faults lint lock starter quality stream bench bench-quick gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: lint .venv-label-studio/installed ## everything that CI runs: lint, types,
 
 test-fast: .venv/installed-dev ## only the tests that need neither TensorFlow nor another process
 	$(BIN)/python -m pytest -m "not tensorflow and not processes"
+
+faults: .venv/installed-dev ## only the tests that make something fail for real, and a table of what was lost (nothing)
+	$(BIN)/python -m pytest -m faults
 
 lint: .venv/installed-dev ## ruff and mypy
 	$(BIN)/ruff check .

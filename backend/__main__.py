@@ -19,8 +19,10 @@ def main() -> None:
         settings = settings_from_environment()
     except ValueError as error:
         sys.exit(f"backend: {error}")
+    if narrowed := settings.narrowed_host():
+        print(f"backend: {narrowed}", file=sys.stderr, flush=True)
     options = {
-        "--bind": f"{settings.host}:{settings.port}",
+        "--bind": f"{settings.listening_host()}:{settings.port}",
         "--worker-class": "gthread",
         "--workers": "1",
         "--threads": str(settings.threads + SPARE_THREADS),

@@ -10,16 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import redis
 from flask import Flask, Response, jsonify, request
-from werkzeug.exceptions import BadRequest, HTTPException, ServiceUnavailable
+from flask.json.provider import DefaultJSONProvider
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge, ServiceUnavailable, Unauthorized
 
 from backend.batching import OutOfTimeError
 from backend.faults import place_of
+from backend.guard import is_admitted
 from backend.model import Services, ToxicityModel, build_services
+from backend.spool import SpoolError
 from toxicity.label_studio import project_id
 from toxicity.labelling_config import LabellingConfigError, LabelStudioError, read_config
-from toxicity.settings import LOG_FORMAT, Settings, settings_from_environment
+from toxicity.settings import LOG_FORMAT, SECRET_HEADER, Settings, settings_from_environment
 from toxicity.versions import BASE_PROJECT, STARTER_NUMBER, ProjectVersions, VersionError, projects_with_versions
 
 logger = logging.getLogger(__name__)
@@ -28,6 +31,7 @@ WAITING_PREDICTIONS = 8  # fewer than the threads beside those for predictions (
 SLOT_SECONDS = 10.0
 RETRY_SECONDS = 5
 MAX_REQUEST_BYTES = 256 * 1024 * 1024  # 3,000 tasks with comments of ordinary length take about 3 MB
+MOST_TASKS = 50_000  # in one request: several times what is answered before Label Studio gives up
 
 
 def create_app(settings: Settings | None = None, services: Services | None = None) -> Flask:
@@ -37,11 +41,21 @@ def create_app(settings: Settings | None = None, services: Services | None = Non
         logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
     if services is None:
         services = build_services(settings)
-        services.live_models.start()
+        services.start()
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
-    app.json.sort_keys = False  # type: ignore[attr-defined] # labels keep their order; Flask types the provider by its base class
+    app.json = StrictJson(app)
     app.extensions["toxicity"] = services
+
+    @app.before_request
+    def admit() -> None:
+        if not is_admitted(settings, request):
+            logger.warning("%s refused: no credentials, or wrong ones", request.path)
+            raise Unauthorized(
+                f"Give user and password of BASIC_AUTH_USER and BASIC_AUTH_PASS, or to /webhook its secret in {SECRET_HEADER}.",
+                www_authenticate=WWWAuthenticate("basic", {"realm": "toxicity"}),
+            )
+
     _add_routes(app, settings, services)
     _add_error_answers(app)
     return app
@@ -68,6 +82,8 @@ def _add_routes(app: Flask, settings: Settings, services: Services) -> None:
         tasks = body.get("tasks")
         if not isinstance(tasks, list):
             raise LabelStudioError(f"'tasks' is {_kind(tasks)}; expected a list of Label Studio tasks.")
+        if len(tasks) > MOST_TASKS:
+            raise RequestEntityTooLarge(f"The request has {len(tasks)} tasks; at most {MOST_TASKS} are taken at once.")
         model = ToxicityModel(_config_text(body), services=services, project=body.get("project"))
         with slots.one():
             return jsonify(results=model.predict(tasks))
@@ -96,6 +112,27 @@ def _names(versions: ProjectVersions) -> list[str]:
         return [versions.name(number) for number in (STARTER_NUMBER, *numbers)]
     except VersionError:  # which base is in service cannot be read: the project's own versions are there all the same
         return [versions.name(number) for number in numbers]
+
+
+class StrictJson(DefaultJSONProvider):
+    """JSON in which no object has a key twice: readers disagree on which of the two counts."""
+
+    sort_keys = False  # labels keep their order
+
+    def loads(self, s: str | bytes, **kwargs: Any) -> Any:
+        """Return what JSON says.
+
+        Raises:
+            ValueError: it is none, or an object has a key twice.
+        """
+        return super().loads(s, object_pairs_hook=_object, **kwargs)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has a key twice")
+    return found
 
 
 class PredictionSlots:
@@ -166,16 +203,23 @@ def _add_error_answers(app: Flask) -> None:
         logger.warning("%s: %s", request.path, error)
         return jsonify(error=str(error)), 503, {"Retry-After": str(RETRY_SECONDS)}
 
-    @app.errorhandler(redis.RedisError)
-    def redis_failed(error: redis.RedisError) -> tuple[Response, int]:
-        logger.error("%s: Redis failed (%s); the event was not recorded", request.path, type(error).__name__)
-        return jsonify(error="Redis did not answer, so this event may not be recorded. Predictions go on."), 503
+    @app.errorhandler(SpoolError)
+    def not_recorded(error: SpoolError) -> tuple[Response, int]:
+        logger.error("%s: %s", request.path, error)
+        return jsonify(error=f"{error} Predictions go on."), 503
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> tuple[Response, int]:
-        description = "The body is no JSON that can be read." if isinstance(error, BadRequest) else error.description
+        description = error.description
+        if isinstance(error, BadRequest):
+            description = "The body is no JSON that can be read, or an object in it has a key twice."
+        elif isinstance(error, RequestEntityTooLarge) and description == RequestEntityTooLarge.description:
+            description = (
+                f"The body is larger than {MAX_REQUEST_BYTES // 2**20} MiB, the most that is taken: ask for fewer tasks."
+            )
         answer = jsonify(error=description)
-        answer.headers.extend({name: value for name, value in error.get_headers() if name == "Retry-After"})
+        kept = ("Retry-After", "WWW-Authenticate")
+        answer.headers.extend({name: value for name, value in error.get_headers() if name in kept})
         return answer, error.code or 500
 
     @app.errorhandler(Exception)

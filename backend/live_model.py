@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 Loader = Callable[[Settings, ProjectVersions, int], LoadedVersion]
 
+MOST_PROJECTS = 1000  # followed; those without a version of their own cost little, but each is looked after
 REFUSED_SECONDS = 60.0  # a refused version is tried again after so long: a full disk or a slow mount may have been the cause
 
 
@@ -38,6 +39,7 @@ class LiveModels:
         self._settings = settings
         self._loader = loader
         self._live: dict[int, LoadedVersion] = {}
+        self._asked: dict[int, float] = {}  # when each project was asked for last
         self._refused: dict[tuple[int, int], float] = {}
         self._loading = threading.Lock()
         self._stopping = threading.Event()
@@ -59,10 +61,12 @@ class LiveModels:
         Keep the returned reference for the whole of a request: it never changes, whatever is published meanwhile.
         """
         project = BASE_PROJECT if project is None else project
+        self._asked[project] = time.monotonic()
         live = self._live.get(project)
         if live is None:
             with self._loading:
                 live = self._first(project)
+                self._let_go()
         return live
 
     def version_in_service(self, project: int | None) -> str:
@@ -76,33 +80,46 @@ class LiveModels:
 
     def swap_where_behind(self) -> None:
         """Look once for newly published (or rolled back) versions, and swap to them; the base first, as others rest on it."""
-        for project in sorted(self._live):
-            in_service = self._live[project].name
-            if self._swap(project):
+        for project in sorted(self._live.copy()):
+            names = self._swapped(project)
+            if names is not None:
                 # Keras models are reference cycles: without this the old one would stay until some later collection.
                 gc.collect()
-                logger.info("project %d: swapped %s for %s", project, in_service, self._live[project].name)
+                logger.info("project %d: swapped %s for %s", project, *names)
 
-    def _swap(self, project: int) -> bool:
-        live = self._live[project]
+    def _swapped(self, project: int) -> tuple[str, str] | None:
+        """Swap a project's version, if there is a newer one that loads; return the names of the old and the new one."""
+        live = self._live.get(project)
+        if live is None:  # let go meanwhile
+            return None
         try:
             wanted = self._versions(project).current()
         except (VersionError, OSError) as error:
             logger.error("project %d: stays on %s: %s", project, live.name, error)
-            return False
+            return None
         refused = self._is_refused(project, wanted)
         if wanted == live.number or refused:
             # What has no version of its own, or none that loads, follows the base.
             rests_on_base = live.number == STARTER_NUMBER and project != BASE_PROJECT
             if not rests_on_base or live.name == self._live[BASE_PROJECT].name:
-                return False
+                return None
             wanted = STARTER_NUMBER
         with self._loading:
             newer = self._checked(project, wanted)
-        if newer is None:
-            return False
-        self._live[project] = newer
-        return True
+            if newer is None or project not in self._live:
+                return None
+            self._live[project] = newer
+            self._let_go()
+        return live.name, newer.name
+
+    def _let_go(self) -> None:
+        """Keep those projects that were asked for last. A request that has a version keeps it to its end."""
+        recent = sorted(self._live.keys() - {BASE_PROJECT}, key=lambda project: self._asked.get(project, 0.0), reverse=True)
+        own = [project for project in recent if self._live[project].number != STARTER_NUMBER]
+        for project in {*own[self._settings.live_models :], *recent[MOST_PROJECTS:]}:
+            logger.info("project %d: %s let go: others were asked for since", project, self._live[project].name)
+            del self._live[project]
+        self._asked = {project: at for project, at in self._asked.items() if project in self._live}
 
     def _follow(self) -> None:
         while True:

@@ -14,12 +14,10 @@ from label_studio_ml.model import LabelStudioMLBase
 
 from backend.batching import Batching
 from backend.live_model import LiveModels
-from toxicity.examples import ExampleStore
+from backend.recording import Recording
 from toxicity.label_studio import TRAINING_EVENTS, Changes, comment_text, prediction, project_id, read_event, readable_annotations
 from toxicity.labelling_config import DEFAULT_CONFIG, LabelStudioError, read_config
-from toxicity.redis_connection import connect_tightly
 from toxicity.settings import Settings, settings_from_environment
-from toxicity.training_queue import TrainingQueue
 
 logger = logging.getLogger(__name__)
 
@@ -30,22 +28,29 @@ class Services:
 
     live_models: LiveModels
     batching: Batching
-    examples: ExampleStore
-    training: TrainingQueue
+    recording: Recording
+
+    def start(self) -> None:
+        """Begin what goes on in the background: loading and following versions, recording what was spooled."""
+        self.live_models.start()
+        self.recording.start()
+
+    def close(self) -> None:
+        """End what start() began."""
+        self.live_models.close()
+        self.recording.close()
 
 
 def build_services(settings: Settings) -> Services:
-    """Return a process' services; the live models are not started yet."""
-    connection = connect_tightly(settings)
-    batching = Batching(settings.cached_predictions)
-    return Services(LiveModels(settings), batching, ExampleStore(connection), TrainingQueue(connection, settings))
+    """Return a process' services, not started yet."""
+    return Services(LiveModels(settings), Batching(settings.cached_predictions), Recording(settings))
 
 
 @cache
 def services_of_this_process() -> Services:
     """Return services read from the environment: for label-studio-ml's server, which makes a model object for each /setup."""
     services = build_services(settings_from_environment())
-    services.live_models.start()
+    services.start()
     return services
 
 
@@ -90,7 +95,7 @@ class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml 
         examples changed, and the training run's job id where one was asked for.
 
         Raises:
-            LabelStudioError: the event cannot be read. redis.RedisError: nothing was recorded.
+            LabelStudioError: the event cannot be read. SpoolError: nothing was recorded.
         """
         if "event" in kwargs:
             return self._record(read_event(kwargs["event"], kwargs.get("data") or {}))
@@ -109,15 +114,9 @@ class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml 
         return self._record(Changes(project, annotations=tuple(annotations), unreadable=len(errors)))
 
     def _record(self, changes: Changes) -> dict[str, Any]:
-        changed = self.services.examples.apply(changes)
-        answer: dict[str, Any] = {"changed": changed}
-        if changes.start_training and changes.project is not None:
-            self.services.training.request_take_over(changes.project)
-            answer["job"] = self.services.training.request(changes.project)
         if changes.unreadable:
             logger.warning("project %s: %d annotations could not be read and are left out", changes.project, changes.unreadable)
-        logger.info("project %s: %d examples changed", changes.project, changed)
-        return answer
+        return self.services.recording.record(changes)
 
 
 def _project_of(tasks: Sequence[object]) -> int | None:

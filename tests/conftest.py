@@ -1,12 +1,13 @@
 """Fixtures: a data folder and a real Redis of each test's own, and a classifier that needs no TensorFlow."""
 
 import abc
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import hypothesis
 import numpy as np
@@ -65,6 +66,76 @@ def redis_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     server.terminate()
     server.wait()
     log.close()
+
+
+class OwnRedis:
+    """A real Redis of a test's own, to be stopped, frozen and killed."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.settings = Settings(data_dir=data_dir)
+        self.client = redis.Redis(unix_socket_path=str(socket_path(data_dir)))
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._server = subprocess.Popen(redis_server_command(self.data_dir), stdout=subprocess.DEVNULL)
+        for _ in range(400):
+            try:
+                self.client.ping()
+                return
+            except redis.RedisError:
+                time.sleep(0.02)
+        raise AssertionError("Redis did not start")
+
+    def send(self, signum: signal.Signals) -> None:
+        """SIGSTOP freezes it, SIGCONT lets it go on; after SIGKILL or SIGTERM it is gone when this returns."""
+        assert self._server is not None
+        self._server.send_signal(signum)
+        if signum in (signal.SIGKILL, signal.SIGTERM):
+            self._server.wait()
+            self._server = None
+
+    def close(self) -> None:
+        self.client.close()
+        if self._server is not None:
+            self.send(signal.SIGKILL)
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[OwnRedis]:
+    own = OwnRedis(tmp_path / "own")
+    own.start()
+    yield own
+    own.close()
+
+
+FAULTS = pytest.StashKey[list[tuple[str, int, int, float]]]()
+
+
+class FaultReport(Protocol):
+    """What a test of a fault reports: how often it happened, what was lost, and how long it took until all was well (s)."""
+
+    def __call__(self, fault: str, times: int, lost: int, healthy_after: float) -> None: ...
+
+
+@pytest.fixture
+def report_fault(request: pytest.FixtureRequest) -> FaultReport:
+    """Add a line to the table that ends a run with faults; something lost is a failure."""
+
+    def report(fault: str, times: int, lost: int, healthy_after: float) -> None:
+        request.config.stash.setdefault(FAULTS, []).append((fault, times, lost, healthy_after))
+        assert lost == 0, f"{fault}: {lost} lost"
+
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(FAULTS, [])
+    if lines:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(f"{'fault':76} {'times':>6} {'lost':>5} {'healthy after':>14}")
+        for fault, times, lost, healthy_after in lines:
+            terminalreporter.write_line(f"{fault:76} {times:6} {lost:5} {healthy_after:12.1f} s")
 
 
 @pytest.fixture

@@ -54,8 +54,8 @@ class StackProcess:
     def logs(self) -> str:
         return "\n".join(f"== {log.name}\n{log.read_text()}" for log in sorted((self.data_dir / "logs").glob("*.log")))
 
-    def post(self, path: str, body: object) -> Any:
-        return httpx.post(f"{self.url}{path}", json=body, timeout=100).raise_for_status().json()
+    def post(self, path: str, body: object, auth: tuple[str, str] | None = None) -> Any:
+        return httpx.post(f"{self.url}{path}", json=body, auth=auth, timeout=100).raise_for_status().json()
 
     def stop(self, signum: int = signal.SIGINT) -> int:
         if self.process.poll() is None:

@@ -22,12 +22,12 @@ from backend.app import create_app
 from backend.batching import Batching, OutOfTimeError
 from backend.live_model import LiveModels, Loader
 from backend.model import Services
+from backend.recording import Recording
 from tests.conftest import CARDS, REJECTED, PredictorStandIn, load_without_tensorflow, manifest_of, publish
 from toxicity.calibration import Calibration
 from toxicity.examples import BEGINNING, ExampleStore
 from toxicity.labelling_config import DEFAULT_CONFIG
 from toxicity.labels import DEFAULT_THRESHOLDS, LABELS
-from toxicity.redis_connection import connect_tightly
 from toxicity.settings import Settings
 from toxicity.training_queue import TrainingQueue
 from toxicity.versions import BASE_PROJECT, LoadedVersion, Predictor, ProjectVersions
@@ -43,8 +43,7 @@ def store(connection: redis.Redis) -> ExampleStore:
 
 
 def services_of(settings: Settings, loader: Loader = load_without_tensorflow) -> Services:
-    connection = connect_tightly(settings)
-    return Services(LiveModels(settings, loader), Batching(100), ExampleStore(connection), TrainingQueue(connection, settings))
+    return Services(LiveModels(settings, loader), Batching(100), Recording(settings))
 
 
 def loader_of(predictor: Predictor) -> Loader:
@@ -195,11 +194,24 @@ def test_what_cannot_be_used_is_refused_with_its_reason(client: FlaskClient, pat
 
 @pytest.mark.parametrize("path", ["/predict", "/setup", "/webhook"])
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"\xff\xfe", b'{"tasks": [}', b"[" * 100_000], ids=["empty", "open", "no UTF-8", "broken", "deep"]
+    "data",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'{"tasks": [}',
+        b"[" * 100_000,
+        b'{"tasks": [], "tasks": []}',
+        b'{"tasks": [{"a": {"b": 1, "b": 2}}]}',
+    ],
+    ids=["empty", "open", "no UTF-8", "broken", "deep", "a key twice", "a key twice inside"],
 )
 def test_broken_json_is_refused_as_json(client: FlaskClient, path: str, data: bytes) -> None:
     answer = client.post(path, data=data)
-    assert (answer.status_code, answer.json) == (400, {"error": "The body is no JSON that can be read."})
+    assert (answer.status_code, answer.json) == (
+        400,
+        {"error": "The body is no JSON that can be read, or an object in it has a key twice."},
+    )
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -271,9 +283,13 @@ def test_an_unknown_route_or_method_is_answered_in_json(client: FlaskClient, met
 def test_a_body_over_the_limit_is_answered_in_json(client: FlaskClient) -> None:
     client.application.config["MAX_CONTENT_LENGTH"] = 1000
     answer = client.post("/predict", json={"tasks": [task_of("x" * 2000)]})
-    assert answer.status_code == 413
-    assert answer.json is not None
-    assert list(answer.json) == ["error"]
+    told = {"error": "The body is larger than 256 MiB, the most that is taken: ask for fewer tasks."}
+    assert (answer.status_code, answer.json) == (413, told)
+
+
+def test_more_tasks_than_can_be_answered_in_time_are_refused(client: FlaskClient) -> None:
+    answer = client.post("/predict", json={"tasks": [{}] * 50_001})
+    assert (answer.status_code, answer.json) == (413, {"error": "The request has 50001 tasks; at most 50000 are taken at once."})
 
 
 @pytest.mark.parametrize("action", ["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_UPDATED"])
@@ -338,19 +354,33 @@ def test_start_training_queues_a_run_and_answers_its_id(
 
 
 @pytest.mark.parametrize("event", [annotation_event(), {"action": "START_TRAINING", "project": {"id": 1}}])
-def test_without_redis_the_webhook_says_so_within_a_second_and_predictions_go_on(
+def test_without_redis_the_webhook_spools_within_a_second_and_predictions_go_on(
     deaf_settings: Settings, event: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     client = client_of(deaf_settings)
     started = time.monotonic()
     answer = client.post("/webhook", json=event)
     assert time.monotonic() - started < 1.0
-    assert answer.status_code == 503
-    assert answer.json is not None
-    assert "may not be recorded" in answer.json["error"]
+    assert (answer.status_code, answer.json) == (201, {"spooled": True})
+    assert len(list((deaf_settings.data_dir / "spool").glob("*.json"))) == 1
     assert CANARY not in logged(caplog)
     assert client.post("/predict", json={"tasks": [task_of("a")], "project": 1}).status_code == 200
     assert client.post("/setup", json={"project": 1}).json == {"model_version": "v0"}
+
+
+def test_with_neither_redis_nor_a_disk_the_webhook_says_what_to_look_at(
+    deaf_settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = deaf_settings.data_dir / "spool"
+    spool.parent.mkdir(parents=True)
+    spool.touch()  # no folder can be made in its place
+    answer = client_of(deaf_settings).post("/webhook", json=annotation_event())
+    assert answer.status_code == 503
+    assert answer.json == {
+        "error": f"Redis cannot take this event, and {spool} cannot keep it (File exists): it is not recorded. Predictions go on."
+    }
+    assert "it is not recorded" in caplog.text
+    assert CANARY not in logged(caplog)
 
 
 def test_health_and_setup_answer_while_the_model_is_loading(redis_settings: Settings) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -117,6 +120,34 @@ def test_a_comment_labelled_in_label_studio_changes_the_next_prediction(label_st
     assert code == 0
 
 
+def test_with_credentials_strangers_stay_out_and_label_studio_gets_in(label_studio: LabelStudioServer, tmp_path: Path) -> None:
+    user, password, secret = "label-studio", "a password with spaces", "a-shared-secret"
+    credentials = {"BASIC_AUTH_USER": user, "BASIC_AUTH_PASS": password, "WEBHOOK_SECRET": secret}
+    credentials |= {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.token}
+    stack = StackProcess(tmp_path / "data", TRAIN_AFTER="1000", **credentials)
+    try:
+        stack.wait_until_ready()
+        project = label_studio.create_project(DEFAULT_CONFIG, COMMENTS[:4])
+        first, second = (task["id"] for task in label_studio.tasks(project)[:2])
+        connect(label_studio, stack, project, auth_method="BASIC_AUTH", basic_auth_user=user, basic_auth_pass=password)
+        predictions_of(label_studio, project, "v0")
+        assert httpx.post(f"{stack.url}/predict", json={"tasks": []}).status_code == 401
+
+        label_studio.annotate(first, ["toxic"])  # Label Studio sends no Basic Auth with it
+        stack.wait_for(lambda: "/webhook refused: no credentials, or wrong ones" in stack.logs(), 30)
+        command = [sys.executable, "-m", "toxicity", "secure-webhook", "--project", str(project)]
+        environment = {**os.environ, **credentials, "DATA_DIR": str(stack.data_dir)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout == f"project {project}: the webhook to {stack.url}/webhook carries the secret\n"
+        label_studio.annotate(second, ["toxic"])
+        stack.wait_for(lambda: f"project {project}: 1 examples changed" in stack.logs(), 30)
+
+        told = stack.logs() + stack.output + done.stderr
+        assert not any(word in told for word in (password, secret, label_studio.token))
+    finally:
+        stack.stop()
+
+
 def labels_of(position: int) -> list[str]:
     """What the annotators say: the even ones are friendly, and clean comments are examples too."""
     return ["toxic", "insult"] if position % 2 else []
@@ -134,8 +165,8 @@ def loss(stack: StackProcess, project: int) -> float:
     return sum(losses) / len(losses)
 
 
-def connect(label_studio: LabelStudioServer, stack: StackProcess, project: int) -> int:
-    backend = label_studio.post("/api/ml/", {"project": project, "url": stack.url, "title": "Toxicity"})
+def connect(label_studio: LabelStudioServer, stack: StackProcess, project: int, **credentials: str) -> int:
+    backend = label_studio.post("/api/ml/", {"project": project, "url": stack.url, "title": "Toxicity", **credentials})
     assert backend["readable_state"] == "Connected"
     assert backend["model_version"] == "v0"
     webhooks = label_studio.get(f"/api/webhooks/?project={project}")

@@ -56,6 +56,41 @@ def live_models(settings: Settings, loader: CountingLoader) -> LiveModels:
     return LiveModels(settings, loader)
 
 
+def test_the_projects_asked_for_last_are_kept_and_others_loaded_again(settings: Settings, loader: CountingLoader) -> None:
+    live_models = LiveModels(replace(settings, live_models=2), loader)
+    for project in (1, 2, 3):
+        publish(ProjectVersions(settings.models_dir(), project), project)
+    for project in (1, 2, 1, 7, 3):  # 7 has no version of its own
+        live_models.of(project)
+    kept = weakref.ref(live_models.of(1).classifier)
+    live_models.swap_where_behind()
+    loader.asked.clear()
+    assert [answer(live_models.of(project)) for project in (3, 1, 7)] == [3, 1, 0]
+    assert loader.asked == []
+    held = live_models.of(1)
+    assert [answer(live_models.of(project)) for project in (2, 3)] == [2, 3]
+    assert loader.asked == [(2, 2), (3, 3)]
+    assert (answer(held), live_models.of(1).name) == (1, "v1"), "a request keeps what it has"
+    assert loader.asked == [(2, 2), (3, 3), (1, 1)]
+    del held
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_version_published_for_a_project_that_was_let_go_answers_when_it_is_asked_for(
+    settings: Settings, loader: CountingLoader
+) -> None:
+    live_models = LiveModels(replace(settings, live_models=1), loader)
+    for project in (1, 2):
+        publish(ProjectVersions(settings.models_dir(), project), 1)
+        live_models.of(project)
+    publish(ProjectVersions(settings.models_dir(), 1), 2)
+    loader.asked.clear()
+    live_models.swap_where_behind()
+    assert loader.asked == []
+    assert answer(live_models.of(1)) == 2
+
+
 @pytest.fixture
 def follow(settings: Settings, loader: CountingLoader) -> Iterator[LiveModels]:
     """Live models whose follower looks every hundredth of a second."""

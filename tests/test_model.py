@@ -16,12 +16,12 @@ from label_studio_ml.model import LabelStudioMLBase
 from backend.batching import Batching
 from backend.live_model import LiveModels
 from backend.model import Services, ToxicityModel, services_of_this_process
+from backend.recording import Recording
 from tests.conftest import load_without_tensorflow, publish
 from toxicity.comments import LabelledComment
 from toxicity.examples import BEGINNING, ExampleStore
 from toxicity.labelling_config import DEFAULT_CONFIG, LabelStudioError
 from toxicity.labels import LABELS
-from toxicity.redis_connection import connect_tightly
 from toxicity.settings import Settings
 from toxicity.training_queue import TrainingQueue
 from toxicity.versions import ProjectVersions
@@ -42,10 +42,8 @@ def store(connection: redis.Redis) -> ExampleStore:
 
 
 @pytest.fixture
-def services(connection: redis.Redis, redis_settings: Settings, store: ExampleStore) -> Services:
-    return Services(
-        LiveModels(redis_settings, load_without_tensorflow), Batching(100), store, TrainingQueue(connection, redis_settings)
-    )
+def services(connection: redis.Redis, redis_settings: Settings) -> Services:
+    return Services(LiveModels(redis_settings, load_without_tensorflow), Batching(100), Recording(redis_settings))
 
 
 @pytest.fixture
@@ -90,8 +88,7 @@ def test_without_services_they_come_from_the_environment(monkeypatch: pytest.Mon
 
     def build(settings: Settings) -> Services:
         built.append(settings)
-        connection = connect_tightly(settings)
-        return Services(LiveModels(settings), Batching(100), ExampleStore(connection), TrainingQueue(connection, settings))
+        return Services(LiveModels(settings), Batching(100), Recording(settings))
 
     monkeypatch.setattr("backend.model.build_services", build)
     monkeypatch.setattr(
@@ -100,6 +97,7 @@ def test_without_services_they_come_from_the_environment(monkeypatch: pytest.Mon
     services_of_this_process.cache_clear()
     ToxicityModel()
     ToxicityModel()
+    services_of_this_process().close()
     services_of_this_process.cache_clear()
     assert len(followed) == 1, "nobody follows what is published: the model would never swap"
     assert built == [replace(Settings(), data_dir=tmp_path)]
@@ -154,10 +152,10 @@ def test_fit_with_an_event_records_it(services: Services, store: ExampleStore, t
     assert learned(store) == []
 
 
-def test_fit_with_start_training_answers_the_job(services: Services) -> None:
+def test_fit_with_start_training_answers_the_job(services: Services, connection: redis.Redis, redis_settings: Settings) -> None:
     model = ToxicityModel(services=services)
     assert model.fit((), event="START_TRAINING", data={"project": {"id": 1}}) == {"changed": 0, "job": "train-1-0"}
-    assert services.training.queue.get_job_ids() == ["train-1-0"]
+    assert TrainingQueue(connection, redis_settings).queue.get_job_ids() == ["train-1-0"]
 
 
 def test_fit_with_annotated_tasks_records_them(services: Services, store: ExampleStore) -> None:

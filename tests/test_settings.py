@@ -9,7 +9,8 @@ from toxicity.settings import Settings, settings_from_environment, settings_tabl
 
 VARIABLES = [field.name.upper() for field in dataclasses.fields(Settings)]
 EVERY_VARIABLE = """
-HOST=0.0.0.0 PORT=8080 REDIS_URL=redis://cache:6380/2 DATA_DIR=/srv/toxicity ENCODER=/srv/bert MAX_LENGTH=64 TRAIN_AFTER=8
+HOST=0.0.0.0 PORT=8080 BASIC_AUTH_USER=studio BASIC_AUTH_PASS=not-a-real-one WEBHOOK_SECRET=nor-this LIVE_MODELS=3
+REDIS_URL=redis://cache:6380/2 DATA_DIR=/srv/toxicity ENCODER=/srv/bert MAX_LENGTH=64 TRAIN_AFTER=8
 TRAIN_WAIT=0 TRAIN_EPOCHS=2 LEARNING_RATE=1e-05 TRAIN_TIMEOUT=60 REPLAY=0 HOLD_OUT=0.1 PRECISION_FLOOR=0.9
 CORPUS={corpus} KEEP_VERSIONS=3 SWAP_POLL=0.5 THREADS=4 CACHED_PREDICTIONS=50
 LOG_LEVEL=DEBUG LABEL_STUDIO_URL=http://studio:8080 LABEL_STUDIO_API_KEY=not-a-real-key

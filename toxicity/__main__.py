@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from toxicity.corpus import read_comments, read_corpus, require_writable, split_corpus
-from toxicity.settings import EMBEDDED, Settings, quiet_tensorflow, settings_from_environment, settings_table
+from toxicity.settings import EMBEDDED, SPOOL, Settings, quiet_tensorflow, settings_from_environment, settings_table
 from toxicity.terminal import print_measures, shown, training_bar
 from toxicity.versions import BASE_PROJECT, STARTER_NUMBER, ProjectVersions, VersionError, projects_with_versions
 
@@ -76,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     starter = command("starter", _starter, "make the starter from a Jigsaw-format CSV")
     starter.add_argument("corpus", type=Path, help="CSV with comment_text and the six labels")
     starter.add_argument("--validate", type=Path, help="CSV to measure it on; without it, a tenth of the corpus is held out")
+    secure = command("secure-webhook", _secure_webhook, "have Label Studio's webhook carry WEBHOOK_SECRET")
+    secure.add_argument("--project", type=_project, required=True, help="the Label Studio project")
+    secure.add_argument("--url", help="the backend's URL as Label Studio has it, where the project has several backends")
+    forget = command("forget", _forget, "remove a task's comment from everything that is kept here")
+    forget.add_argument("--project", type=_project, required=True, help="the Label Studio project")
+    forget.add_argument("--task", type=_at_least_one, required=True, help="the task's number in Label Studio")
     return parser
 
 
@@ -237,6 +243,38 @@ def _prune(parsed: argparse.Namespace, settings: Settings) -> int:
         kept = [versions.name(number) for number in versions.numbers()]
         whose = "the base" if project == BASE_PROJECT else f"project {project}"
         print(f"{whose}: removed {', '.join(removed) or 'nothing'}; kept {', '.join(kept) or 'nothing'}")
+    return 0
+
+
+def _secure_webhook(parsed: argparse.Namespace, settings: Settings) -> int:
+    if not (settings.webhook_secret and settings.label_studio_url):
+        raise ValueError(
+            "Set WEBHOOK_SECRET (with BASIC_AUTH_USER and BASIC_AUTH_PASS), LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY."
+        )
+    from toxicity.label_studio_api import LabelStudioApiError, secure_webhook
+
+    try:
+        url = secure_webhook(settings, parsed.project, parsed.url)
+    except LabelStudioApiError as error:
+        raise ValueError(str(error)) from error
+    print(f"project {parsed.project}: the webhook to {url} carries the secret")
+    return 0
+
+
+def _forget(parsed: argparse.Namespace, settings: Settings) -> int:
+    import redis
+
+    from toxicity.forgetting import forget_task
+    from toxicity.redis_connection import connect_for_draining
+
+    try:
+        done = forget_task(connect_for_draining(settings), settings.data_dir / SPOOL, parsed.project, parsed.task)
+    except redis.RedisError as error:
+        raise ValueError(
+            f"Redis does not answer ({type(error).__name__}): nothing is forgotten yet. Start it, ask again."
+        ) from error
+    print(f"task {parsed.task} of project {parsed.project}: {'; '.join(done)}")
+    print("Label Studio keeps its own copy. Versions that learned from it hold no comment; to be rid of them too, see README.")
     return 0
 
 

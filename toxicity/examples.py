@@ -170,6 +170,10 @@ class ExampleStore:
                     pipeline.hsetnx(key, str(number), str(int(held_out)))
             pipeline.execute()
 
+    def forget_text_side(self, project: int, text: int) -> None:
+        """Remove a text (text_hash) from those that were assigned a side."""
+        self._redis.hdel(self._sides_keys(project)[1], str(text))
+
     def _forget(self, project: int) -> None:
         with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.delete(*self._keys(project), *self._sides_keys(project))

@@ -5,6 +5,7 @@ here by `python -m toxicity settings`.
 """
 
 import dataclasses
+import ipaddress
 import os
 import warnings
 from collections.abc import Mapping
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 EMBEDDED = "embedded"  # the encoder that comes with the packages
+LOOPBACK = "127.0.0.1"
+SPOOL = "spool"  # folder in DATA_DIR
+SECRET_HEADER = "X-Toxicity-Secret"  # noqa: S105 # a header's name, in which /webhook takes WEBHOOK_SECRET
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -25,8 +29,13 @@ def setting(default: Any, meaning: str, secret: bool = False) -> Any:
 class Settings:
     """All settings of the backend, the worker and the commands. Times are in seconds, lengths in word pieces."""
 
-    host: str = setting("127.0.0.1", "Address that the backend listens on.")
+    host: str = setting("127.0.0.1", "Address that the backend listens on; any but this machine's own only with credentials.")
     port: int = setting(9090, "Port that the backend listens on.")
+    basic_auth_user: str = setting(
+        "", "User that callers have to give (HTTP Basic Auth). Empty: only this machine is listened to."
+    )
+    basic_auth_pass: str = setting("", "The user's password.", secret=True)
+    webhook_secret: str = setting("", "What `/webhook` takes in the header `X-Toxicity-Secret` instead of them.", secret=True)
     redis_url: str = setting("", "Redis to use, e.g. `redis://host:6379/0`. Empty: an embedded one, kept in `DATA_DIR`.")
     data_dir: Path = setting(Path("data"), "Everything that is kept: versions, the encoder, the embedded Redis' files.")
     encoder: str = setting(EMBEDDED, "BERT encoder: `embedded`, a SavedModel's folder, or a TensorFlow Hub URL.")
@@ -44,6 +53,7 @@ class Settings:
         5, "Accepted versions kept for each project, beside the live and the best one; as many rejected ones."
     )
     swap_poll: float = setting(2.0, "Seconds between two looks for a newly published version.")
+    live_models: int = setting(8, "Projects whose own versions stay in memory, 70 MB each; others are loaded again when needed.")
     threads: int = setting(16, "Predictions that are computed at the same time; 8 more may wait, others are answered 503.")
     cached_predictions: int = setting(100_000, "Predictions kept in memory, so that a version computes no comment again.")
     log_level: str = setting("INFO", "What is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`. Never a comment's text.")
@@ -57,7 +67,7 @@ class Settings:
             ValueError: a value cannot work; the message names the variable, the value and what it takes.
         """
         at_least = {"port": 1, "max_length": 16, "train_after": 1, "train_wait": 0, "train_epochs": 1, "train_timeout": 1}
-        at_least |= {"replay": 0, "keep_versions": 2, "threads": 1, "cached_predictions": 1}
+        at_least |= {"replay": 0, "keep_versions": 2, "threads": 1, "cached_predictions": 1, "live_models": 1}
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name.upper()}={getattr(self, name)} is too small: use {least} or more.")
@@ -74,15 +84,52 @@ class Settings:
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ValueError(f"LOG_LEVEL={self.log_level!r} is unknown: use DEBUG, INFO, WARNING or ERROR.")
         self._check_label_studio()
+        self._check_credentials()
 
     def _check_label_studio(self) -> None:
         if bool(self.label_studio_url) != bool(self.label_studio_api_key):
             given, missing = ("URL", "API_KEY") if self.label_studio_url else ("API_KEY", "URL")
             raise ValueError(f"LABEL_STUDIO_{given} is set without LABEL_STUDIO_{missing}: set both or neither.")
 
+    def _check_credentials(self) -> None:
+        names = ("basic_auth_user", "basic_auth_pass", "webhook_secret")
+        missing = [name.upper() for name in names if not getattr(self, name)]
+        if missing and len(missing) < len(names):
+            given = next(name.upper() for name in names if getattr(self, name))
+            raise ValueError(
+                f"{given} is set without {' and '.join(missing)}: set all three or none. "
+                "Label Studio's webhooks carry no Basic Auth, so without the secret every annotation would be refused."
+            )
+        if ":" in self.basic_auth_user:
+            raise ValueError("BASIC_AUTH_USER holds a colon, which ends the name in HTTP Basic Auth: use another name.")
+
+    def has_credentials(self) -> bool:
+        """Whether callers have to say who they are."""
+        return bool(self.basic_auth_user)
+
+    def listening_host(self) -> str:
+        """Return the address to listen on: HOST, or this machine's own alone where anybody could ask."""
+        return self.host if self.has_credentials() or _is_loopback(self.host) else LOOPBACK
+
+    def narrowed_host(self) -> str:
+        """Return a sentence for whoever set a HOST that is not listened on; '' where it is."""
+        if self.listening_host() == self.host:
+            return ""
+        return (
+            f"HOST={self.host} is not listened on, only {self.listening_host()}, as anybody could ask: "
+            "set BASIC_AUTH_USER, BASIC_AUTH_PASS and WEBHOOK_SECRET to open it."
+        )
+
     def models_dir(self) -> Path:
         """Return the folder that holds each project's versions."""
         return self.data_dir / "models"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Settings:

@@ -4,6 +4,7 @@ Not here: what they do. Their output goes to files in DATA_DIR/logs; the termina
 dies, the others are stopped: a half-running installation is worse than none.
 """
 
+import base64
 import errno
 import fcntl
 import json
@@ -185,20 +186,21 @@ def _write_pids(lock: IO[str], parts: list[Part]) -> None:
 
 
 def _require_free_port(settings: Settings) -> None:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    host = settings.listening_host()
+    if narrowed := settings.narrowed_host():
+        print(narrowed, flush=True)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((settings.host, settings.port))
+            probe.bind((host, settings.port))
         except OSError as error:
             way_out = (
                 "Another program has the port: set PORT to another, e.g. `PORT=9091 make up`."
                 if error.errno == errno.EADDRINUSE
                 else "Set HOST to an address of this machine and PORT to one that you may use."
             )
-            raise StackError(
-                f"The backend cannot listen on {settings.host}:{settings.port} ({error.strerror}). {way_out}"
-            ) from error
+            raise StackError(f"The backend cannot listen on {host}:{settings.port} ({error.strerror}). {way_out}") from error
 
 
 def _require_encoder(settings: Settings) -> None:
@@ -244,9 +246,7 @@ def _first_answer(settings: Settings, parts: list[Part]) -> dict[str, Any]:
     while time.monotonic() < deadline:
         for part in parts:
             part.require_alive()
-        request = urllib.request.Request(
-            f"{_address(settings)}/predict", json.dumps(task).encode(), {"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(f"{_address(settings)}/predict", json.dumps(task).encode(), _headers(settings))
         try:
             with urllib.request.urlopen(request, timeout=ANSWER_WAIT) as response:
                 result: dict[str, Any] = json.load(response)["results"][0]
@@ -261,8 +261,17 @@ def _first_answer(settings: Settings, parts: list[Part]) -> dict[str, Any]:
     raise StackError(f"backend did not answer within {BACKEND_WAIT:.0f} s; see {parts[-1].log}.")
 
 
+def _headers(settings: Settings) -> dict[str, str]:
+    headers = {"Content-Type": "application/json"}
+    if settings.has_credentials():
+        pair = f"{settings.basic_auth_user}:{settings.basic_auth_pass}".encode()
+        headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
+    return headers
+
+
 def _address(settings: Settings) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - compared, not bound
+    host = settings.listening_host()
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - compared, not bound
     return f"http://[{host}]:{settings.port}" if ":" in host and not host.startswith("[") else f"http://{host}:{settings.port}"
 
 
