@@ -85,7 +85,12 @@ class ToxicityModel(LabelStudioMLBase):  # type: ignore[misc] # label-studio-ml 
         """Return one prediction for each task, in order, all of them by one version."""
         project = self.project if self.project is not None else _project_of(tasks)
         live = self.services.live_models.of(project)
-        probabilities = self.services.batching.predict(live, [comment_text(task, self._config) for task in tasks])
+        comments = [comment_text(task, self._config) for task in tasks]
+        if blank := sum(not comment.strip() for comment in comments):
+            logger.warning(
+                "project %s: %d of %d tasks have no text in data.%s", project, blank, len(tasks), self._config.text_key
+            )
+        probabilities = self.services.batching.predict(live, comments)
         return [prediction(row, live.thresholds, live.name, self._config) for row in probabilities.tolist()]
 
     def fit(self, tasks: Iterable[Mapping[str, Any]], workdir: str | None = None, **kwargs: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """ToxicityModel as label-studio-ml's own server and callers use it: init_app, predict, fit."""
 
+import dataclasses
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -81,7 +82,18 @@ def test_all_results_of_one_call_come_from_one_version(services: Services, redis
     assert [(result["model_version"], result["probabilities"]["toxic"]) for result in results] == [("v4", 0.04)] * 2
 
 
+def test_tasks_without_text_are_told_to_the_log(services: Services, caplog: pytest.LogCaptureFixture) -> None:
+    model = ToxicityModel(services=services, project=1)
+    model.predict([{"data": {"text": "a"}}])
+    assert "no text" not in caplog.text
+    model.predict([{"data": {"text": "a"}}, {"data": {"comment": "canary"}}, {}])
+    assert "project 1: 2 of 3 tasks have no text in data.text" in caplog.text
+    assert "canary" not in caplog.text
+
+
 def test_without_services_they_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for field in dataclasses.fields(Settings):  # whoever runs this may have set some
+        monkeypatch.delenv(field.name.upper(), raising=False)
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     built: list[Settings] = []
     followed: list[LiveModels] = []

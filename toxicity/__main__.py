@@ -271,7 +271,7 @@ def _forget(parsed: argparse.Namespace, settings: Settings) -> int:
         done = forget_task(connect_for_draining(settings), settings.data_dir / SPOOL, parsed.project, parsed.task)
     except redis.RedisError as error:
         raise ValueError(
-            f"Redis does not answer ({type(error).__name__}): nothing is forgotten yet. Start it, ask again."
+            f"Redis does not answer ({type(error).__name__}): nothing is forgotten yet. Start it (make up), ask again."
         ) from error
     print(f"task {parsed.task} of project {parsed.project}: {'; '.join(done)}")
     print("Label Studio keeps its own copy. Versions that learned from it hold no comment; to be rid of them too, see README.")

@@ -35,7 +35,9 @@ class Settings:
         "", "User that callers have to give (HTTP Basic Auth). Empty: only this machine is listened to."
     )
     basic_auth_pass: str = setting("", "The user's password.", secret=True)
-    webhook_secret: str = setting("", "What `/webhook` takes in the header `X-Toxicity-Secret` instead of them.", secret=True)
+    webhook_secret: str = setting(
+        "", "What `/webhook` takes in the header `X-Toxicity-Secret` too, as it gets no Basic Auth.", secret=True
+    )
     redis_url: str = setting("", "Redis to use, e.g. `redis://host:6379/0`. Empty: an embedded one, kept in `DATA_DIR`.")
     data_dir: Path = setting(Path("data"), "Everything that is kept: versions, the encoder, the embedded Redis' files.")
     encoder: str = setting(EMBEDDED, "BERT encoder: `embedded`, a SavedModel's folder, or a TensorFlow Hub URL.")
